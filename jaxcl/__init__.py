@@ -1,0 +1,3 @@
+"""jaxcl: contrastive representation learning in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,122 @@
+"""The arrays of one checkpoint on disk: the one place that knows Orbax and tensorstore.
+
+One process writes every array, whole, from its own memory, so that what is digested, written and
+read back is the same buffer, and no barrier or collective of Orbax is part of a save. What is
+written is an ordinary Orbax checkpoint in the subdirectory `state`.
+
+It is read with tensorstore, on which Orbax is built: one array can be read without the others, what
+a damaged file says of its shape is known before memory is taken, and an error is nothing but raised.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from jaxcl import mesh
+from jaxcl.checkpoint import files, leaves
+from jaxcl.checkpoint.errors import DamagedError
+
+_NAME = "state"
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Keeps Orbax's progress and advice off the terminal; its errors are raised, and told by us."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_not_of_orbax)
+
+
+def write(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by path into a new directory; returns when Orbax has committed them."""
+    directory.mkdir()
+    filled = {path: array for path, array in arrays.items() if array.size}
+    if not filled:  # Orbax writes no empty trees, and no arrays without elements
+        return
+    this = mesh.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    handler = ocp.PyTreeCheckpointHandler(
+        use_zarr3=True,
+        use_compression=False,  # trained weights do not compress
+        multiprocessing_options=alone,
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(directory / _NAME, ocp.args.PyTreeSave(leaves.nest(filled)))
+
+
+def read(
+    directory: epath.Path, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> dict[str, np.ndarray]:
+    """Reads arrays by path, and no others, to this process's memory.
+
+    Args:
+      directory: a finished checkpoint.
+      wanted: path -> shape and dtype that the array must have.
+
+    Raises:
+      DamagedError: files are missing or unreadable, or an array has another shape or dtype.
+    """
+    filled = {path: kind for path, kind in wanted.items() if math.prod(kind[0])}
+    found = {path: np.empty(*kind) for path, kind in wanted.items() if path not in filled}
+    try:
+        _check_size(directory, filled)
+        opened = _open(directory / _NAME, filled)
+        for path, (shape, dtype) in filled.items():
+            array = opened[path].result()
+            if array.shape != shape or array.dtype.numpy_dtype != dtype:
+                raise DamagedError(f"{path}: its files hold {array.dtype.name}{list(array.shape)}")
+            opened[path] = array
+        reading = {path: array.read() for path, array in opened.items()}
+        return found | {path: future.result() for path, future in reading.items()}
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise DamagedError(f"its files cannot be read: {first_line(error)}") from error
+
+
+def _open(directory: epath.Path, paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Futures of the stored arrays (Orbax joins the keys of a path by dots)."""
+    where = os.fspath(directory) + "/"
+    base: Any = {"driver": "file", "path": where} if files.is_local(directory) else where
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 100_000_000}})  # for the index
+    return {
+        path: ts.open(
+            {
+                "driver": "zarr3",
+                "kvstore": {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"},
+            },
+            read=True,
+            open=True,
+            context=context,
+        )
+        for path in paths
+    }
+
+
+def _check_size(
+    directory: epath.Path, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> None:
+    """Refuses shapes for which there are not enough bytes on disk, before memory is taken."""
+    have = files.size(directory)
+    need = sum(math.prod(shape) * dtype.itemsize for shape, dtype in wanted.values())
+    if have is not None and have < need:
+        raise DamagedError(f"its files have {have:,} bytes, but its arrays {need:,}")
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error's text, of at most 300 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def barrier(name: str, timeout: float) -> None:
+    """Waits until every process is here, `timeout` seconds at most; `name` is new each time.
+
+    It goes through the coordination service, not the devices, so any thread may call it.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(timeout * 1000))

@@ -1,0 +1,103 @@
+"""Names and durable file operations in a directory of checkpoints, local or in a bucket."""
+
+import os
+import re
+import shutil
+
+from etils import epath
+
+_STEP = re.compile(r"0|[1-9][0-9]*")
+
+
+def steps(directory: epath.Path, suffix: str = "") -> list[int]:
+    """Steps of the entries `<step><suffix>`, complete or not, in ascending order."""
+    if not directory.exists():
+        return []
+    stems = [p.name.removesuffix(suffix) for p in directory.iterdir() if p.name.endswith(suffix)]
+    return sorted(int(stem) for stem in stems if _STEP.fullmatch(stem))
+
+
+def entries(directory: epath.Path, infix: str) -> list[epath.Path]:
+    """Entries `<step><infix>...`, sorted by name."""
+    if not directory.exists():
+        return []
+    stems = {p: p.name.partition(infix) for p in directory.iterdir()}
+    return sorted(p for p, (step, mark, _) in stems.items() if mark and _STEP.fullmatch(step))
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether the path is in a file system, not in a bucket."""
+    return "://" not in os.fspath(path)
+
+
+def size(path: epath.Path) -> int | None:
+    """Bytes of all files under the path; None for a bucket."""
+    if not is_local(path):
+        return None
+    return sum(
+        os.path.getsize(os.path.join(root, name))
+        for root, _, names in os.walk(path)
+        for name in names
+    )
+
+
+def free_bytes(path: epath.Path) -> int | None:
+    """Free bytes of the file system of the path or its nearest parent; None for a bucket."""
+    if not is_local(path):
+        return None
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def in_words(size: int | None) -> str:
+    """A number of bytes for people: "91.6 MB"."""
+    if size is None:
+        return "unknown"
+    scaled, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if scaled < 1000:
+            break
+        scaled, unit = scaled / 1000, larger
+    return f"{scaled:.3g} {unit}"
+
+
+def write_synced(path: epath.Path, text: str) -> None:
+    """Writes a file that is either there, whole and durable, or not there at all."""
+    if not is_local(path):
+        path.write_text(text)
+        return
+    temporary = os.fspath(path) + ".tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(os.fspath(path.parent))
+
+
+def sync_tree(path: epath.Path) -> None:
+    """Makes a directory durable, with all in it and its name; in a bucket everything is."""
+    if not is_local(path):
+        return
+    for root, _, names in os.walk(path):
+        for name in names:
+            _sync(os.path.join(root, name))
+        _sync(root)
+    _sync(os.fspath(path.parent))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unused_name(path: epath.Path) -> epath.Path:
+    """`path` with the first free number behind it: "200.damaged-1"."""
+    number = 1
+    while (candidate := path.parent / f"{path.name}-{number}").exists():
+        number += 1
+    return candidate

@@ -1,0 +1,312 @@
+"""A configuration: from an ml_collections ConfigDict (or JSON) to frozen dataclasses, once, with every mistake named.
+
+A config file starts from `base(...)`, which holds every setting with its default, so that each can be overridden by
+`--config.section.name=value`. Below the train loop nothing sees a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcl.data import DataConfig
+from jaxcl.evaluators import EvalConfig
+from jaxcl.mesh import MeshConfig
+from jaxcl.methods import METHODS, Method
+from jaxcl.models import BackboneConfig
+from jaxcl.optim import OptimConfig
+from jaxcl.views import OPS, ViewsConfig, build_program
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text names each key, what was expected and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How the loop goes; nothing here changes what is learned.
+
+    Attributes:
+      log_every: steps between log rows.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep: how many of the newest checkpoints stay.
+      keep_best: also keep the checkpoint with the best online kNN.
+      max_rejected: stop when this many updates were left out because they were not finite.
+      profile: (first, last) step of a profiler trace written to workdir/profile; () for none.
+      tensorboard: also write TensorBoard files (needs tensorboardX or tensorboard).
+      report: write report.html at the end.
+    """
+
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    keep: int = 2
+    keep_best: bool = True
+    max_rejected: int = 20
+    profile: tuple[int, ...] = ()
+    tensorboard: bool = False
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("log_every", "checkpoint_every", "keep", "max_rejected"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: expected 1 or more")
+        if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
+            raise ValueError(f"profile={self.profile}: expected (first step, last step) or ()")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+      name: names the run; the default workdir is runs/<name>.
+      seed: of the initial parameters, views and the order of the data.
+      batch_size: images in the global batch (all devices and processes together).
+      epochs: length of the training in passes over the data; or
+      steps: length of the training in updates. Exactly one of the two is above 0.
+      data: the data set.
+      views: the views of each image.
+      model: the encoder.
+      method: name and settings of the method.
+      optim: optimizer and schedule.
+      evaluation: what is measured.
+      run: logging, checkpoints.
+      mesh: devices.
+    """
+
+    name: str
+    seed: int
+    batch_size: int
+    epochs: float
+    steps: int
+    data: DataConfig
+    views: ViewsConfig
+    model: BackboneConfig
+    method: dict[str, Any]
+    optim: OptimConfig
+    evaluation: EvalConfig
+    run: RunConfig
+    mesh: MeshConfig
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected 1 or more")
+        if (self.epochs > 0) == (self.steps > 0):
+            raise ValueError(
+                f"epochs={self.epochs}, steps={self.steps}: set exactly one of them above 0 and the other to 0"
+            )
+
+    def total_steps(self, examples: int) -> int:
+        """Number of updates of the whole run over `examples` images."""
+        return self.steps or max(1, round(self.epochs * (examples // self.batch_size)))
+
+    def build_method(self) -> Method:
+        """The method, with its views.
+
+        Raises:
+          ConfigError: unknown method, field or op.
+        """
+        program = build_program(self.views)
+        fields = dict(self.method)
+        cls = _method_class(fields.pop("name", None))
+        return build(cls, fields, "method", given={"views": program})
+
+
+# Settings that may change between a run and its continuation: they do not change what is learned.
+RESUMABLE = (
+    "run.",
+    "mesh.",
+    "data.path",
+    "data.workers",
+    "data.prefetch",
+    "evaluation.",
+    "name",
+)
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may be continued with another value of this (flattened) key."""
+    return key.startswith(RESUMABLE)
+
+
+def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigDict:
+    """A ConfigDict with every setting at its default: what a config file starts from.
+
+    Args:
+      method: name of the method.
+      views: order, ops and views, as `jaxcl.views.presets` makes them; all fields of each op are filled in.
+      **method_fields: settings of the method that differ from its defaults.
+    """
+    cls = _method_class(method)
+    fields = {
+        f.name: _default(f) for f in dataclasses.fields(cls) if f.name not in ("views",) and f.init
+    }
+    unknown = set(method_fields) - set(fields)
+    if unknown:
+        raise ConfigError(f"method {method!r} has no field {_nearest(unknown.pop(), fields)}")
+    ops = {}
+    for name, given in views["ops"].items():
+        op = OPS[given.get("op", name)]
+        ops[name] = {f.name: _default(f) for f in dataclasses.fields(op)} | dict(given)
+    sections = {
+        "data": DataConfig,
+        "model": BackboneConfig,
+        "optim": OptimConfig,
+        "evaluation": EvalConfig,
+        "run": RunConfig,
+        "mesh": MeshConfig,
+    }
+    return ConfigDict(
+        {
+            "name": "",
+            "seed": 0,
+            "batch_size": 256,
+            "epochs": 0.0,
+            "steps": 0,
+            "views": {**views, "ops": ops},
+            "method": {"name": method, **fields, **method_fields},
+        }
+        | {k: _plain(c()) for k, c in sections.items()}
+    )
+
+
+def from_dict(config: Mapping[str, Any] | ConfigDict) -> Config:
+    """A ConfigDict, or the dict of a stored config.json, -> Config.
+
+    Raises:
+      ConfigError: unknown key (with the nearest name), value of another type, or a value that its room refuses.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    built = build(Config, plain, "config")
+    built.build_method()  # its mistakes belong to the configuration too
+    return built
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, for JSON; `from_dict` reads them back."""
+    return _plain(config)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"momentum": 0.9}} -> {"optim.momentum": 0.9}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def build(
+    cls: type, values: Mapping[str, Any], path: str, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Builds a dataclass from a mapping, field by field, with checked types.
+
+    Args:
+      cls: a dataclass whose fields are scalars, tuples, dicts or such dataclasses.
+      values: the mapping.
+      path: where we are, for messages.
+      given: fields that are already built.
+
+    Raises:
+      ConfigError: names the key, what was expected and the nearest name.
+    """
+    given = given or {}
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{path} has no key {_nearest(key, fields)}")
+    built = dict(given)
+    for name, field in fields.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path}.{name} is missing: give it a value")
+    try:
+        return cls(**built)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Value -> the type of the hint; ints become floats and lists tuples, nothing else is guessed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(option, value, path)
+            except ConfigError as error:
+                problem = error
+        raise problem
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}={value!r}: expected a section with keys")
+        return build(typing.cast(type, hint), value, path)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is tuple or origin is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}={value!r}: expected a tuple, for example (1, 2)")
+        if args and args[-1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        if args and len(args) != len(value):
+            raise ConfigError(f"{path}={tuple(value)!r}: expected {len(args)} values")
+        return tuple(
+            _convert(a, v, f"{path}[{i}]")
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        ) if args else tuple(value)
+    if hint is dict or origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, Any]):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}={value!r}: expected a section with keys")
+        inner = args[1] if args else Any
+        return {str(k): _convert(inner, v, f"{path}.{k}") for k, v in value.items()}
+    expected = typing.cast(type, origin or hint)
+    if isinstance(value, bool) != (expected is bool) or not isinstance(value, expected):
+        raise ConfigError(
+            f"{path}={value!r}: expected {expected.__name__}, got {type(value).__name__}"
+        )
+    return value
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return _plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return _plain(field.default_factory())
+    raise ConfigError(f"{field.name} has no default: give it a value")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def _method_class(name: Any) -> type:
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {_nearest(str(name), METHODS)}")
+    return METHODS[name]
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    return f"{name!r}{hint}"

@@ -1,0 +1,56 @@
+"""Images and labels: sources, label trees, samplers, and the way to batches."""
+
+from jaxcl.data.arrays import ArraySource
+from jaxcl.data.base import BadExample, Example, Source
+from jaxcl.data.config import DataConfig
+from jaxcl.data.decode import decode, fit
+from jaxcl.data.emoji import EmojiSource
+from jaxcl.data.folder import FolderSource
+from jaxcl.data.host_crop import HostCrop
+from jaxcl.data.idx import load_idx
+from jaxcl.data.labels import LabelTree
+from jaxcl.data.pipeline import (
+    Batch,
+    arrays,
+    count_skipped,
+    eval_batches,
+    image_shape,
+    train_batches,
+)
+from jaxcl.data.records import RecordsSource, write_records
+from jaxcl.data.samplers import Sampler, Uniform
+from jaxcl.data.sources import load
+from jaxcl.data.subset import Subset, class_balanced_subset, subset
+from jaxcl.data.table import TableSource
+from jaxcl.data.tfds import TfdsSource
+
+__all__ = [
+    "ArraySource",
+    "BadExample",
+    "Batch",
+    "DataConfig",
+    "EmojiSource",
+    "Example",
+    "FolderSource",
+    "HostCrop",
+    "LabelTree",
+    "RecordsSource",
+    "Sampler",
+    "Source",
+    "Subset",
+    "TableSource",
+    "TfdsSource",
+    "Uniform",
+    "arrays",
+    "class_balanced_subset",
+    "count_skipped",
+    "decode",
+    "eval_batches",
+    "fit",
+    "image_shape",
+    "load",
+    "load_idx",
+    "subset",
+    "train_batches",
+    "write_records",
+]

@@ -1,0 +1,101 @@
+"""The settings of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxcl.data.idx import CLASS_NAMES
+
+KINDS = ("emoji", "folder", "table", "idx", "tfds", "records")
+FOLDER_LABELS = ("none", "parent", "path")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they become batches.
+
+    Attributes:
+      name: kind of source: "emoji" (built in), "folder" (image files), "table" (a CSV file that
+        lists image files), "idx" (the four files of MNIST and Fashion-MNIST), "tfds" (a prepared
+        TensorFlow data set), "records" (ArrayRecord files).
+      path: folder or file of the data; for "tfds" its data_dir ("" is the default of TFDS).
+      dataset: for "tfds" the name of the data set, with "/config:version" if wanted; for "idx"
+        whose class names to use ("fashion_mnist", or "" for numbers).
+      splits: what a split name means to the source, where the name is not meant itself. For
+        "folder" and "records" a folder below `path`; for "table" and "idx" a file name (or its
+        beginning) below `path`; for "tfds" any split expression, "train[:90%]". For a folder or a
+        table without splits leave it empty: "train" is then all of it.
+      holdout: share of the examples of "train", chosen by a digest of their names, that become
+        "val" instead; "seen" is then both. 0 leaves the splits as the source has them.
+      labels: for "folder": "none", "parent" (the name of the folder that holds the image) or
+        "path" (every folder between `path` and the image is a level, coarse to fine).
+      image_key: for "table" the column with the file name ("" means "path"); for "tfds" the image
+        feature ("" means "image").
+      label_keys: columns (table) or features (tfds) with the labels, coarse to fine; () means no
+        labels for a table, and the feature "label" if there is one for tfds.
+      unique_names: declare that each label has one parent only; checked.
+      image_size: height and width in pixels of the images of a batch. Others are resized so that
+        the shorter side fits, and cropped at the centre. 0 keeps the size of images in memory.
+      channels: 3 (colour) or 1 (grey).
+      crop: where training crops are made: "device", from images of `image_size`, or "host", from
+        the full images.
+      on_bad: an image that cannot be read stops the run ("error") or is replaced by the next that
+        can, counted and named ("skip").
+      max_pixels: images with more pixels are bad; checked before they are decoded.
+      workers: processes that decode; 0 for threads in this one.
+      threads: threads that decode (in each process).
+      prefetch: batches that are made ahead.
+    """
+
+    name: str = "emoji"
+    path: str = ""
+    dataset: str = ""
+    splits: dict[str, str] = dataclasses.field(default_factory=dict)
+    holdout: float = 0.0
+    labels: str = "parent"
+    image_key: str = ""
+    label_keys: tuple[str, ...] = ()
+    unique_names: bool = False
+    image_size: int = 32
+    channels: int = 3
+    crop: str = "device"
+    on_bad: str = "error"
+    max_pixels: int = 50_000_000
+    workers: int = 0
+    threads: int = 4
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("name", KINDS),
+            ("labels", FOLDER_LABELS),
+            ("crop", ("device", "host")),
+            ("on_bad", ("error", "skip")),
+            ("channels", (1, 3)),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"data.{field}={value!r}: expected one of {list(allowed)}")
+        for field, least in (
+            ("image_size", 0),
+            ("max_pixels", 1),
+            ("workers", 0),
+            ("threads", 1),
+            ("prefetch", 1),
+        ):
+            value = getattr(self, field)
+            if value < least:
+                raise ValueError(f"data.{field}={value}: expected {least} or more")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"data.holdout={self.holdout}: expected a share in [0, 1)")
+        if self.holdout and self.name == "emoji":
+            raise ValueError(f"data.holdout={self.holdout}: the emoji set has a fixed split 'val'")
+        if self.name in ("folder", "table", "idx", "records") and not self.path:
+            raise ValueError(f"data.path is empty: name the place of the data of {self.name!r}")
+        if self.name == "idx" and self.dataset not in ("", *CLASS_NAMES):
+            raise ValueError(
+                f"data.dataset={self.dataset!r}: the classes are known by name for "
+                f"{list(CLASS_NAMES)}; leave it empty for classes by number"
+            )
+        if self.name == "tfds" and not self.dataset:
+            raise ValueError("data.dataset is empty: name the TensorFlow data set")

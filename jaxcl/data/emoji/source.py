@@ -1,0 +1,133 @@
+"""The built-in set: 1906 emoji drawn twice, with three levels of labels."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+from importlib import resources
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from jaxcl.data.arrays import ArraySource
+from jaxcl.data.emoji.rebuild import digest_lines, from_atlas
+from jaxcl.data.labels import Labels, LabelTree
+
+VENDORS = ("google", "twitter")
+SPLITS = ("train", "val", "seen", "test", "all")
+
+# What has been published with these data stays comparable only while they stay the same.
+PIXELS_SHA256 = "49141dd5ceebd5d547fffff7cb4a29bfc7ae25bd229b0469b62a301c83df4b62"
+LABELS_SHA256 = "9491195da2ebb748371a77d22e27f5895f296ed5ec54f3bb74633dd944940814"
+UNSEEN_SHA256 = "779340e7bd132fa20dc813b5077e47f3bd82101553fa985c32994549f509068c"
+VALIDATION_SHA256 = "34b9d793f0fe8fa18e0df54ca3f11f2501ab50f3bc1a851375f8fd6fe5a0a815"
+
+
+class EmojiSource(ArraySource):
+    """Emoji images u8[N, 32, 32, 3] with labels category / subcategory / code.
+
+    Attributes:
+      vendor: i32[N], who drew the image, an index into `vendors`. It is not a label.
+      vendors: the names of the vendors.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: Labels,
+        tree: LabelTree,
+        names: tuple[str, ...],
+        vendor: npt.NDArray[np.int32],
+    ) -> None:
+        """Use `load` to make one."""
+        super().__init__(images, labels, tree, names=names)
+        self.vendor = vendor
+        self.vendors = VENDORS
+
+
+def load(split: str) -> EmojiSource:
+    """Loads a split of the emoji set; the ids of the labels are the same in all splits.
+
+    Splits are by code, and both drawings of a code are on the same side: "test" has the 25 % of
+    codes that training never sees, "val" 10 % of all codes for choosing settings, "train" the
+    rest; "seen" is train and val, "all" everything. Images come in the order of the Unicode
+    tables, first all of Google's, then all of Twitter's.
+
+    Raises:
+      ValueError: unknown split, or files that differ from the published ones.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"the emoji set has no split {split!r}; it has {list(SPLITS)}")
+    images, labels, tree, names, vendor, part = _all()
+    rows = np.flatnonzero(_members(split, part))
+    return EmojiSource(
+        images[rows], labels[rows], tree, tuple(names[i] for i in rows), vendor[rows]
+    )
+
+
+def _members(split: str, part: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    if split == "all":
+        return np.ones(len(part), bool)
+    if split == "seen":
+        return part != "test"
+    return part == split
+
+
+@functools.cache
+def _all() -> tuple[
+    npt.NDArray[np.uint8],
+    Labels,
+    LabelTree,
+    tuple[str, ...],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.str_],
+]:
+    """Images, labels, tree, names, vendor and part ("train", "val", "test") of every drawing."""
+    folder = resources.files("jaxcl.data.emoji")
+    lines = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
+    unseen = (folder / "unseen.txt").read_text(encoding="utf-8").splitlines()
+    validation = (folder / "validation.txt").read_text(encoding="utf-8").splitlines()
+    _require("labels.csv", digest_lines(lines), LABELS_SHA256)
+    _require("unseen.txt", digest_lines(unseen), UNSEEN_SHA256)
+    _require("validation.txt", digest_lines(validation), VALIDATION_SHA256)
+
+    rows = list(csv.DictReader(lines))
+    levels = (
+        [row["category"] for row in rows],
+        [row["subcategory"] for row in rows],
+        [row["unified"] for row in rows],
+    )
+    names = tuple(tuple(dict.fromkeys(column)) for column in levels)
+    tree = LabelTree(("category", "subcategory", "code"), names, unique=True)
+    ids = [{name: i for i, name in enumerate(level)} for level in names]
+
+    tiles = sorted(
+        (int(row[vendor]), v, i)
+        for i, row in enumerate(rows)
+        for v, vendor in enumerate(VENDORS)
+        if row[vendor]
+    )
+    with Image.open(io.BytesIO((folder / "atlas.png").read_bytes())) as atlas:
+        images = from_atlas(np.asarray(atlas), len(tiles))
+    _require("atlas.png", hashlib.sha256(images.tobytes()).hexdigest(), PIXELS_SHA256)
+
+    of_row = np.array(
+        [[ids[level][column[i]] for level, column in enumerate(levels)] for i in range(len(rows))],
+        np.int32,
+    )
+    held = dict.fromkeys(unseen, "test") | dict.fromkeys(validation, "val")
+    part = np.array([held.get(rows[i]["unified"], "train") for _, _, i in tiles])
+    texts = tuple(f"{VENDORS[v]} {rows[i]['unified']} {rows[i]['name']}" for _, v, i in tiles)
+    vendor = np.array([v for _, v, _ in tiles], np.int32)
+    return images, of_row[[i for _, _, i in tiles]], tree, texts, vendor, part
+
+
+def _require(file: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(
+            f"jaxcl/data/emoji/{file} is not the published one: its digest is {found}, expected "
+            f"{expected}; restore the file, or rebuild it with python -m jaxcl.data.emoji.rebuild"
+        )

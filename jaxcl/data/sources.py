@@ -1,0 +1,142 @@
+"""From a configuration to a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxcl.data import emoji, folder, idx, records, table
+from jaxcl.data.base import Source
+from jaxcl.data.config import DataConfig
+from jaxcl.data.labels import LabelTree
+from jaxcl.data.subset import held_out, subset
+from jaxcl.data.tfds import TfdsSource
+
+
+def load(config: DataConfig, split: str) -> Source:
+    """Opens a split of the configured data; label ids mean the same in all splits.
+
+    Args:
+      config: the data settings.
+      split: "train", "val", "test", or what else the source has.
+
+    Raises:
+      ValueError: the data are missing or malformed, or have no such split.
+    """
+    if not config.holdout or split not in ("train", "val", "seen"):
+        return _OPEN[config.name](config, split)
+    whole = _OPEN[config.name](config, "train")
+    if split == "seen":
+        return whole
+    held = held_out([whole.name(i) for i in range(len(whole))], config.holdout)
+    rows = np.flatnonzero(held if split == "val" else ~held)
+    if not len(rows):
+        raise ValueError(
+            f"data.holdout={config.holdout} of {len(whole)} examples leaves none for {split!r}"
+        )
+    return subset(whole, rows)
+
+
+def _emoji(config: DataConfig, split: str) -> Source:
+    del config  # there is nothing to choose
+    return emoji.load(split)
+
+
+def _folder(config: DataConfig, split: str) -> Source:
+    root = _place(config, split)
+    tree = None
+    if config.splits:
+        # A class may lack images in one split: the ids come from all of them.
+        every = [
+            folder.folder_labels(
+                [name for name, _ in folder.list_images(_place(config, other))], config.labels
+            )
+            for other in sorted(config.splits)
+        ]
+        tree = folder.folder_tree(every, config.labels, config.unique_names)
+    return folder.FolderSource(
+        root,
+        config.labels,
+        tree=tree,
+        unique=config.unique_names,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+    )
+
+
+def _table(config: DataConfig, split: str) -> Source:
+    image_key = config.image_key or "path"
+    tree = None
+    if config.splits:
+        names = [
+            row
+            for other in sorted(config.splits)
+            for row in table.read_table(_place(config, other), image_key, config.label_keys)[1]
+        ]
+        tree = LabelTree.of_names(config.label_keys, names, config.unique_names)
+    return table.TableSource(
+        _place(config, split),
+        image_key,
+        config.label_keys,
+        tree=tree,
+        unique=config.unique_names,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+    )
+
+
+def _idx(config: DataConfig, split: str) -> Source:
+    prefix = config.splits.get(split) or idx.PREFIXES.get(split)
+    if prefix is None:
+        known = sorted({*config.splits, *idx.PREFIXES})
+        raise ValueError(f"the data have no split {split!r}: IDX files have {known}")
+    return idx.load_idx(config.path, prefix, idx.CLASS_NAMES.get(config.dataset, ()))
+
+
+def _tfds(config: DataConfig, split: str) -> Source:
+    return TfdsSource(
+        config.dataset,
+        config.splits.get(split, split),
+        config.path,
+        image_key=config.image_key or "image",
+        label_keys=config.label_keys or None,
+        unique=config.unique_names,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+    )
+
+
+def _records(config: DataConfig, split: str) -> Source:
+    place = _place(config, split)
+    for other in sorted(config.splits):
+        if records.read_tree(_place(config, other)) != records.read_tree(place):
+            raise ValueError(
+                f"the records of the splits {split!r} and {other!r} have different label trees; "
+                f"write them with one tree, so that their ids mean the same"
+            )
+    return records.RecordsSource(place, channels=config.channels, max_pixels=config.max_pixels)
+
+
+def _place(config: DataConfig, split: str) -> Path:
+    """Where the files of a split are."""
+    if split in config.splits:
+        return Path(config.path) / config.splits[split]
+    if not config.splits and split == "train":
+        return Path(config.path)
+    raise ValueError(
+        f"the data have no split {split!r}: {str(config.path)!r} has "
+        f"{sorted(config.splits) or ['train']}. Name its folder or file in data.splits, or set "
+        f"data.holdout for a split 'val'"
+    )
+
+
+_OPEN: dict[str, Callable[[DataConfig, str], Source]] = {
+    "emoji": _emoji,
+    "folder": _folder,
+    "table": _table,
+    "idx": _idx,
+    "tfds": _tfds,
+    "records": _records,
+}

@@ -1,0 +1,206 @@
+"""What every evaluator starts from: features of a data set, taken once from a frozen network.
+
+An evaluator sees `Features` only, so that the trained encoder, the untrained one and the raw
+pixels are scored by the same code on the same examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxcl.views import as_float
+
+Encode = Callable[[Any, jax.Array], jax.Array]
+"""(variables, images f[N,h,w,C] in [0,1]) -> features f[N,F]."""
+
+Batches = Iterable[Mapping[str, np.ndarray]]
+"""Dicts with "image" u8 or float [b,h,w,C], "label" i32[b,L] and, when padded, "mask" bool[b]."""
+
+Extractor = Callable[[Any, Batches], "Features"]
+"""(variables, batches) -> features of all the examples of the batches, in their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of a data set and its labels, on the host.
+
+    Attributes:
+        h: f32[N, F], one row an example.
+        labels: i32[N, L], coarse -> fine; -1 where an example has no label at a level.
+    """
+
+    h: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.h.ndim != 2 or self.labels.ndim != 2 or len(self.h) != len(self.labels):
+            raise ValueError(
+                "Features: expected h[N,F] and labels[N,L] with the same N, got "
+                f"h{list(self.h.shape)} and labels{list(self.labels.shape)}"
+            )
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise ValueError(f"Features: labels must be integers, got {self.labels.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    @property
+    def levels(self) -> int:
+        """Number of label levels."""
+        return self.labels.shape[1]
+
+    def take(self, rows: np.ndarray) -> Features:
+        """The given rows (indices, or a bool mask), in that order."""
+        return Features(self.h[rows], self.labels[rows])
+
+    def join(self, other: Features) -> Features:
+        """These rows, then those of `other`."""
+        return Features(
+            np.concatenate([self.h, other.h]), np.concatenate([self.labels, other.labels])
+        )
+
+
+def level_index(levels: int, level: int) -> int:
+    """A level as a number in [0, levels); negative ones count from the finest.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if not -levels <= level < levels:
+        raise ValueError(
+            f"level={level}: the labels have {levels} level(s); "
+            f"give one of {list(range(levels))}, or a negative one counted from the finest"
+        )
+    return level % levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of a gallery at one level, as consecutive numbers.
+
+    A class is the whole path down to the level, so that a name which occurs under two parents
+    makes two classes.
+
+    Attributes:
+        paths: i32[C, level + 1], sorted; class c is row c.
+    """
+
+    paths: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray, level: int) -> Classes:
+        """The classes that occur in labels i32[N, L] at a level; paths with a -1 are left out."""
+        paths = labels[:, : level_index(labels.shape[1], level) + 1]
+        return cls(np.unique(paths[(paths >= 0).all(1)], axis=0))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def number(self, labels: np.ndarray) -> np.ndarray:
+        """Class numbers i32[N] of labels i32[N, L].
+
+        -1: the example has no label at this level. -2: it has one that is not among the classes.
+        """
+        paths = labels[:, : self.paths.shape[1]]
+        _, inverse = np.unique(np.concatenate([self.paths, paths]), axis=0, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        known, own = inverse[: len(self.paths)], inverse[len(self.paths) :]
+        lookup = np.full(inverse.max(initial=-1) + 1, -2, np.int32)
+        lookup[known] = np.arange(len(self.paths), dtype=np.int32)
+        return np.where((paths < 0).any(1), np.int32(-1), lookup[own]).astype(np.int32)
+
+
+def score(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int, int]:
+    """(accuracy, examples scored, examples without a label, examples of an unseen class).
+
+    Args:
+        predicted: class numbers [N].
+        truth: those of `Classes.number`; -1 is not scored, -2 is scored, as wrong.
+
+    Raises:
+        ValueError: no example has a label.
+    """
+    asked = truth != -1
+    if not asked.any():
+        raise ValueError("no example to score has a label at this level")
+    correct = predicted[asked] == truth[asked]
+    return float(correct.mean()), int(asked.sum()), int((~asked).sum()), int((truth == -2).sum())
+
+
+def make_extractor(
+    encode: Encode,
+    view: Callable[[jax.Array], jax.Array] | None = None,
+    sharding: NamedSharding | None = None,
+) -> Extractor:
+    """A function that runs a frozen network over a data set; compiled once, for any variables.
+
+    Args:
+        encode: (variables, images f[N,h,w,C] in [0,1]) -> f[N,F]; pure, evaluation mode.
+        view: the evaluation preprocessing of a batch f[N,H,W,C] in [0,1] (resize, centre crop),
+            run inside the same compiled call. None: the images as they are.
+        sharding: where to put a batch [N, ...], its first axis split over devices (of all
+            processes: each must then be given the same batches, and each gets all the
+            features). None: the default device.
+
+    Returns:
+        extract(variables, batches) -> Features. Batches may be padded, with "mask" false on the
+        padding, or end with a smaller one: the features hold each real example once, in order.
+        It raises ValueError when the batches hold no example or the images are neither uint8 nor
+        floating point.
+    """
+    replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+    devices = 1 if sharding is None else sharding.num_devices
+
+    def features(variables: Any, images: jax.Array) -> jax.Array:
+        images = as_float(images)
+        h = encode(variables, images if view is None else view(images))
+        if h.ndim != 2:
+            raise ValueError(f"encode must return [N, F], got shape {h.shape}")
+        return h.astype(jnp.promote_types(h.dtype, jnp.float32))
+
+    compiled = jax.jit(features, out_shardings=replicated)
+
+    def extract(variables: Any, batches: Batches) -> Features:
+        computed: list[tuple[jax.Array, np.ndarray]] = []  # at most two batches, on devices
+        h: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        size = 0
+        for batch in batches:
+            images = np.asarray(batch["image"])
+            mask = np.asarray(batch.get("mask", np.ones(len(images), bool)), bool)
+            # One size for all batches: one compilation.
+            size = max(size, -(-len(images) // devices) * devices)
+            padded = np.zeros((size, *images.shape[1:]), images.dtype)
+            padded[: len(images)] = images
+            computed.append((compiled(variables, _place(padded, sharding)), np.flatnonzero(mask)))
+            labels.append(np.asarray(batch["label"], np.int32)[mask])
+            if len(computed) > 1:  # one batch is computed while the next one is read
+                h.append(_fetch(*computed.pop(0)))
+        if not sum(map(len, labels)):
+            raise ValueError("no examples to take features of: the batches are empty")
+        h.append(_fetch(*computed.pop()))
+        return Features(np.concatenate(h), np.concatenate(labels))
+
+    return extract
+
+
+def raw_pixels(batches: Batches, view: Callable[[jax.Array], jax.Array] | None = None) -> Features:
+    """The pixels themselves as features: the floor under every encoder."""
+    return make_extractor(lambda _, images: images.reshape(len(images), -1), view)(None, batches)
+
+
+def _place(images: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(images)
+    return jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+
+
+def _fetch(h: jax.Array, rows: np.ndarray) -> np.ndarray:
+    return np.asarray(h)[rows]

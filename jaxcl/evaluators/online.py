@@ -1,0 +1,184 @@
+"""Evaluation of a network in training: the online kNN, and the table at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcl import data
+from jaxcl.data import DataConfig, Source
+from jaxcl.evaluators.base import Classes, Features, make_extractor, raw_pixels
+from jaxcl.evaluators.config import EvalConfig
+from jaxcl.evaluators.knn import knn, knn_selected
+from jaxcl.evaluators.linear import linear_probe
+from jaxcl.evaluators.rank import effective_rank
+from jaxcl.evaluators.table import Row
+from jaxcl.models import Model
+from jaxcl.views import EvalView
+
+METRICS = ("cosine", "centred_cosine")
+
+_log = logging.getLogger(__name__)
+
+RANK_SAMPLE = 2048
+"""Gallery images, evenly spaced, of which the effective rank is taken."""
+
+
+class Online:
+    """The evaluator of one run: splits, preprocessing and the compiled encoder are made once.
+
+    Args:
+      config: splits and settings.
+      data_config: the data set.
+      model: the network; its heads are not used.
+      mesh: devices over which the images are split.
+      size: side of the images that the encoder is given; None is that of the data.
+
+    Attributes:
+      config: as given.
+      image_size: side of the images that the encoder is given.
+      levels: name -> column of the label levels that are scored; empty where the two splits have
+        no labels in common, and then the features can be taken all the same.
+
+    Raises:
+      ValueError: an unknown level.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        data_config: DataConfig,
+        model: Model,
+        mesh: Mesh,
+        size: int | None = None,
+    ) -> None:
+        self.config = config
+        self._data_config = data_config
+        self._sources: dict[str, Source] = {}
+        self.image_size = size or data.image_shape(self.source(config.gallery), data_config)[0]
+        self._view = EvalView(self.image_size)
+        self._extract = make_extractor(
+            lambda variables, images: model.encode(
+                variables["params"], variables["batch_stats"], images
+            ),
+            self._view,
+            NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+        )
+        self.levels = self._choose_levels()
+
+    def run(self, params: Any, batch_stats: Any) -> dict[str, float]:
+        """kNN accuracy of the validation images in the gallery.
+
+        Returns:
+          "effective_rank" of the gallery's features. With labels also "knn/<level>" for each level,
+          at the best of the ks and of plain and centred cosine; and "knn", their mean. The best of
+          several is a monitor, not a result: see `table_rows`.
+        """
+        variables = _backbone(params, batch_stats)
+        gallery = self.features(variables, self.config.gallery)
+        validation = self.features(variables, self.config.validation)
+        sample = gallery.h[:: -(-len(gallery) // RANK_SAMPLE)]
+        rank = {"effective_rank": effective_rank(sample)}
+        if not self.levels:
+            return rank
+        scores = {}
+        for name, level in self.levels.items():
+            tried = (
+                knn(gallery, validation, level, self.config.ks, self.config.temperature, metric)
+                for metric in METRICS
+            )
+            scores[f"knn/{name}"] = max(result.best[1] for result in tried)
+        return {"knn": float(np.mean(list(scores.values()))), **scores, **rank}
+
+    def table_rows(self, networks: Mapping[str, Any | None]) -> list[Row]:
+        """The results on the test split; every setting is chosen on the validation split.
+
+        Args:
+          networks: name of the row -> variables {"params", "batch_stats"}, or None for raw pixels.
+
+        Returns:
+          rows by network, method (kNN, linear) and level.
+        """
+        config = self.config
+        rows = []
+        for name, variables in networks.items():
+            gallery, validation, test, test_gallery = (
+                self.features(variables, split)
+                for split in (
+                    config.gallery,
+                    config.validation,
+                    config.test,
+                    config.test_gallery or config.gallery,
+                )
+            )
+            for level_name, level in self.levels.items():
+                nearest = knn_selected(
+                    gallery,
+                    validation,
+                    test,
+                    level,
+                    config.ks,
+                    config.temperature,
+                    METRICS,
+                    test_gallery,
+                )
+                rows.append(Row.of(name, level_name, nearest))
+                if config.linear:
+                    linear = linear_probe(gallery, validation, test, level, refit=test_gallery)
+                    rows.append(Row.of(name, level_name, linear))
+        return rows
+
+    def features(self, variables: Any | None, split: str) -> Features:
+        """Features of a split: h of a network's {"params", "batch_stats"}, or None's raw pixels."""
+        if variables is None:
+            return raw_pixels(self.batches(split), self._view)
+        return self._extract(
+            _backbone(variables["params"], variables["batch_stats"]), self.batches(split)
+        )
+
+    def batches(self, split: str) -> Iterator[data.Batch]:
+        """The images of a split as they come to the evaluator; skipped ones are logged."""
+        source = self.source(split)
+        for batch in data.eval_batches(source, self.config.batch_size, self._data_config):
+            data.count_skipped(batch, source, _log.warning)
+            yield batch
+
+    def source(self, split: str) -> Source:
+        """The data of a split, loaded once."""
+        if split not in self._sources:
+            self._sources[split] = data.load(self._data_config, split)
+        return self._sources[split]
+
+    def _choose_levels(self) -> dict[str, int]:
+        gallery, validation = (
+            self.source(split) for split in (self.config.gallery, self.config.validation)
+        )
+        tree = gallery.tree
+        if self.config.levels:
+            return {name: tree.level(name) for name in self.config.levels}
+        shared = {}
+        for level, name in enumerate(tree.levels):
+            classes = Classes.of(gallery.labels, level)
+            if len(classes) > 1 and (classes.number(validation.labels) >= 0).any():
+                shared[name] = level
+        if tree.levels and not shared:
+            _log.warning(
+                "evaluation: the splits %r and %r have no labels in common at any level of %s, so "
+                "nothing is scored",
+                self.config.gallery,
+                self.config.validation,
+                list(tree.levels),
+            )
+        return shared
+
+
+def _backbone(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """What the encoder needs of a network's variables."""
+    return {
+        "params": {"backbone": params["backbone"]},
+        "batch_stats": {"backbone": batch_stats["backbone"]},
+    }

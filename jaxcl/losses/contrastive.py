@@ -1,0 +1,219 @@
+"""NT-Xent and SupCon: every view of the batch against every other, in one softmax an anchor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxcl.losses import nce
+
+_EPS = 1e-12
+
+
+def normalize(z: jax.Array) -> jax.Array:
+    """L2-normalises the last axis in at least float32: ``z / max(|z|, 1e-12)``.
+
+    A row of norm up to 1e-12 has no direction. It stays (as good as) zero, and gets no gradient:
+    the derivative of the formula, 1e12 times what arrives, would drown every other row's.
+    """
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    alive = square > _EPS**2
+    unit = z / jnp.sqrt(jnp.where(alive, square, 1))
+    return jnp.where(alive, unit, jax.lax.stop_gradient(z) / _EPS)
+
+
+def nt_xent(
+    z: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    *,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Normalised temperature-scaled cross-entropy (Chen et al., 2020, equation 1).
+
+    Every view is an anchor; its positives are the other views of its image, its denominator is all
+    rows but itself. The result is the mean over the ``B * V`` anchors, and over the positives of
+    each when V > 2 (all of them stay in the denominator, as in SupCon). The authors' code returns
+    twice this value for two views.
+
+    Args:
+        z: ``float[B, V, D]``, batch-major; normalised here, in at least float32.
+        temperature: divides the cosines.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: "dense", "tiled" or "ring", the same numbers in different memory and time
+            (`jaxcl.losses.nce`); "auto" chooses.
+        mesh: the devices over whose axis "data" the batch is sharded; for "ring", and for what
+            "auto" and "tiled" do with large batches on several devices.
+
+    Returns:
+        A scalar in at least float32. An anchor without positives (V = 1) adds 0.
+    """
+    batch, views, _ = _check_views("nt_xent", z)
+    image = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, views))
+    return _contrast(z, image, temperature, "out", views, precision, impl, mesh)
+
+
+def sup_con(
+    z: jax.Array,
+    labels: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    variant: Literal["out", "in"] = "out",
+    scale: float = 1.0,
+    *,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3).
+
+    The positives of an anchor are all other rows with its label, among them its own other views.
+    ``"out"`` averages the log-probabilities of the positives, ``"in"`` takes the logarithm of their
+    average probability. With labels all different both are `nt_xent` for two views.
+
+    Args:
+        z: ``float[B, V, D]``, batch-major; normalised here, in at least float32.
+        labels: ``int[B]``; equal means same class. A negative label is unknown: such an image
+            agrees with nothing but its own views.
+        temperature: divides the cosines.
+        variant: "out" or "in".
+        scale: multiplies the loss. The authors' PyTorch code uses temperature / 0.07, Google's the
+            temperature.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: "dense", "tiled" or "ring", the same numbers in different memory and time
+            (`jaxcl.losses.nce`); "auto" chooses.
+        mesh: the devices over whose axis "data" the batch is sharded; for "ring", and for what
+            "auto" and "tiled" do with large batches on several devices.
+
+    Returns:
+        A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor without
+        positives adds 0 and stays in the mean.
+    """
+    batch, views, _ = _check_views("sup_con", z)
+    if variant not in ("out", "in"):
+        raise ValueError(f'sup_con: variant must be "out" or "in", got {variant!r}.')
+    if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"sup_con: labels must be int[{batch}], one for each image of z{list(z.shape)}; "
+            f"got {labels.dtype}{list(labels.shape)}."
+        )
+    # An unknown label becomes one that no other image has.
+    labels = labels.astype(jnp.int32)
+    own = -1 - jnp.arange(batch, dtype=jnp.int32)
+    group = jnp.broadcast_to(jnp.where(labels < 0, own, labels)[:, None], (batch, views))
+    return scale * _contrast(z, group, temperature, variant, 0, precision, impl, mesh)
+
+
+def nt_xent_metrics(
+    z: jax.Array, temperature: float | jax.Array = 0.1, *, precision: str = "highest"
+) -> dict[str, jax.Array]:
+    """What the authors of SimCLR log beside NT-Xent: how well view 0 finds its partner in view 1.
+
+    Each anchor of view 0 looks among view 1 of all ``B`` images; its own image's is the right one.
+    No gradient flows.
+
+    Args:
+        z: ``float[B, V, D]`` with V >= 2; only views 0 and 1 are used.
+        temperature: divides the cosines.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+
+    Returns:
+        Scalars: ``contrastive_top1`` and ``contrastive_top5``, shares of anchors whose partner is
+        the nearest or among the five nearest (between equals the lower index is nearer), and
+        ``contrastive_entropy``, the mean entropy of the softmax over the candidates, in nats.
+    """
+    batch, views, _ = _check_views("nt_xent_metrics", z)
+    if views < 2:
+        raise ValueError(f"nt_xent_metrics: two views are needed, got z{list(z.shape)}.")
+    unit = normalize(jax.lax.stop_gradient(z))
+    logits = jnp.matmul(unit[:, 0], unit[:, 1].T, precision=precision)
+    logits = logits / jax.lax.stop_gradient(temperature)
+    row = jnp.arange(batch)[:, None]
+    column = jnp.arange(batch)[None, :]
+    right = jnp.sum(jnp.where(row == column, logits, 0), axis=1, keepdims=True)
+    nearer = (logits > right) | ((logits == right) & (column < row))
+    rank = jnp.sum(nearer, axis=1)
+    log_p = jax.nn.log_softmax(logits, axis=1)
+    return {
+        "contrastive_top1": jnp.mean(rank < 1, dtype=logits.dtype),
+        "contrastive_top5": jnp.mean(rank < 5, dtype=logits.dtype),
+        "contrastive_entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1)),
+    }
+
+
+def same_group(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts every row but the anchor itself; rows of the anchor's group are positive."""
+    other = queries["index"] != keys["index"]
+    return nce.Pairs(counted=other, positive=other & (queries["group"] == keys["group"]))
+
+
+def _contrast(
+    z: jax.Array,
+    group: jax.Array,
+    temperature: float | jax.Array,
+    variant: str,
+    block: int,
+    precision: Any,
+    impl: nce.Impl,
+    mesh: Mesh | None,
+) -> jax.Array:
+    """The mean loss of the anchors ``z[B, V, D]``; positives are the rows of equal group[B, V]."""
+    scale = _inverse_temperature(temperature)
+    # [B, V] -> [B * V] keeps the batch axis outermost, and with it its sharding over devices.
+    rows = normalize(z).reshape(-1, z.shape[-1])
+    meta = {
+        "index": jnp.arange(rows.shape[0], dtype=jnp.int32),
+        "group": group.reshape(-1),
+    }
+    positive: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
+    stats = nce.row_stats(
+        rows,
+        None,
+        nce.Relation(same_group, block),
+        meta,
+        scale=scale,
+        bound=scale if isinstance(scale, float) else None,
+        want=("lse", positive, "positives"),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+    )
+    some = stats["positives"] > 0
+    count = jnp.where(some, stats["positives"], 1)
+    if variant == "out":
+        pull = stats["positive_sum"] / count
+    else:
+        pull = stats["positive_lse"] - jnp.log(count)
+    # Rows without positives may hold -inf on both sides: choose before subtracting.
+    loss = jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0)
+    return jnp.mean(loss)
+
+
+def _inverse_temperature(temperature: float | jax.Array) -> float | jax.Array:
+    """1 / temperature, refusing a Python number that cannot divide a cosine."""
+    if isinstance(temperature, (int, float)):
+        if not temperature > 0 or not math.isfinite(temperature):
+            raise ValueError(f"temperature must be a positive number, got {temperature}.")
+        if temperature < 1e-30:
+            raise ValueError(
+                f"temperature {temperature} makes cosine / temperature overflow float32; "
+                "use 0.005 or more."
+            )
+    return 1 / temperature
+
+
+def _check_views(name: str, z: jax.Array) -> tuple[int, int, int]:
+    """The shape of z[B, V, D], or a ValueError that names what is wrong with it."""
+    if z.ndim != 3 or 0 in z.shape:
+        raise ValueError(
+            f"{name}: z must be [batch, views, features], none of them 0; got {list(z.shape)}."
+        )
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(f"{name}: z must be of a floating type, got {z.dtype}.")
+    batch, views, features = z.shape
+    return batch, views, features

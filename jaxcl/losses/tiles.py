@@ -1,0 +1,279 @@
+"""Row statistics and their gradients in memory linear in the rows: loops of XLA over square tiles.
+
+Two walks over the tiles: `forward_half` and `gradient_half` contrast rows with themselves and visit
+each pair once, for both of its directions; `forward_rows` and `gradient_rows` contrast rows with
+other rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcl.losses.pairs import (
+    Coefficients,
+    Meta,
+    Pairs,
+    Relation,
+    Sums,
+    TileSpec,
+    as_columns,
+    as_rows,
+    merge,
+    no_sums,
+    tile_sums,
+    tile_weights,
+)
+
+T = TypeVar("T")
+
+
+def forward_half(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) -> Sums:
+    """The sums ``[N]`` of ``rows[N, D]`` against themselves, from half of the tiles."""
+    count = rows.shape[0]
+    relation, rows, meta = _tiled(spec, rows, meta)
+    tiles, size, _ = rows.shape
+    sums = _start(spec, no_sums(spec, (tiles, size), rows.dtype))
+
+    def row_of_tiles(i: jax.Array, sums: Sums) -> Sums:
+        anchor, anchor_meta = _at(rows, i) * scale, _at(meta, i)
+        s = _similarities(spec, anchor, _at(rows, i))
+        mine = _sums(spec, s, _pairs(relation, anchor_meta, anchor_meta), axis=1)
+
+        def tile(j: jax.Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
+            mine, sums = carry
+            s = _similarities(spec, anchor, _at(rows, j))
+            pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
+            mine = merge(mine, _sums(spec, s, pairs, axis=1))
+            theirs = _sums(spec, s, pairs, axis=0)
+            return mine, _put(sums, j, merge(_at(sums, j), theirs))
+
+        mine, sums = lax.fori_loop(i + 1, tiles, tile, (merge(_at(sums, i), mine), sums))
+        return _put(sums, i, mine)
+
+    return _join(lax.fori_loop(0, tiles, row_of_tiles, sums), count)
+
+
+def gradient_half(
+    spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta, coefficients: Coefficients
+) -> jax.Array:
+    """The gradient ``[N, D]`` with respect to the rows of `forward_half`, over `scale`."""
+    count = rows.shape[0]
+    relation, rows, meta = _tiled(spec, rows, meta)
+    tiles, size, _ = rows.shape
+    coefficients = _cut(coefficients, size)
+    gradient = _start(spec, jnp.zeros(rows.shape, rows.dtype))
+
+    def row_of_tiles(i: jax.Array, gradient: jax.Array) -> jax.Array:
+        anchor, anchor_meta, row = _at(rows, i) * scale, _at(meta, i), _at(coefficients, i)
+        s = _similarities(spec, anchor, _at(rows, i))
+        pairs = _pairs(relation, anchor_meta, anchor_meta)
+        w = tile_weights(spec, s, pairs, as_rows(row), as_columns(row))
+        mine = _at(gradient, i) + _product(spec, w, _at(rows, i))
+
+        def tile(j: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            mine, gradient = carry
+            s = _similarities(spec, anchor, _at(rows, j))
+            pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
+            column = as_columns(_at(coefficients, j))
+            w = tile_weights(spec, s, pairs, as_rows(row), column)
+            theirs = _at(gradient, j) + _product(spec, w.T, _at(rows, i))
+            return mine + _product(spec, w, _at(rows, j)), _put(gradient, j, theirs)
+
+        mine, gradient = lax.fori_loop(i + 1, tiles, tile, (mine, gradient))
+        return _put(gradient, i, mine)
+
+    gradient = lax.fori_loop(0, tiles, row_of_tiles, gradient)
+    return _join(gradient, count)
+
+
+def forward_rows(
+    spec: TileSpec,
+    relation: Relation | None,
+    queries: jax.Array,
+    keys: jax.Array,
+    scale: jax.Array,
+    query_meta: Meta,
+    key_meta: Meta,
+) -> Sums:
+    """The sums ``[N]`` of ``queries[N, D]`` against ``keys[K, D]``.
+
+    `relation` None means that all pairs are counted and none is positive.
+    """
+    count = queries.shape[0]
+    relation, queries, query_meta, keys, key_meta = _tiled_both(
+        spec, relation, queries, query_meta, keys, key_meta
+    )
+
+    def row_of_tiles(query: tuple[jax.Array, Meta]) -> Sums:
+        anchor, anchor_meta = query[0] * scale, query[1]
+
+        def tile(sums: Sums, key: tuple[jax.Array, Meta]) -> tuple[Sums, None]:
+            s = _similarities(spec, anchor, key[0])
+            pairs = None if relation is None else _pairs(relation, anchor_meta, key[1])
+            return merge(sums, _sums(spec, s, pairs, axis=1)), None
+
+        start = _start(spec, no_sums(spec, anchor.shape[:1], anchor.dtype))
+        return lax.scan(tile, start, (keys, key_meta))[0]
+
+    return _join(lax.map(row_of_tiles, (queries, query_meta)), count)
+
+
+def gradient_rows(
+    spec: TileSpec,
+    relation: Relation | None,
+    queries: jax.Array,
+    keys: jax.Array,
+    scale: jax.Array,
+    query_meta: Meta,
+    key_meta: Meta,
+    row: Coefficients | None,
+    column: Coefficients | None,
+) -> jax.Array:
+    """The part ``[N, D]`` that `keys` have in the gradient of `queries`, over `scale`.
+
+    `row` and `column` say which sides are anchors, as in `tile_weights`.
+    """
+    count = queries.shape[0]
+    relation, queries, query_meta, keys, key_meta = _tiled_both(
+        spec, relation, queries, query_meta, keys, key_meta
+    )
+    row = row and _cut(row, queries.shape[1])
+    column = column and _cut(column, keys.shape[1])
+
+    def row_of_tiles(query: tuple[jax.Array, Meta, Coefficients | None]) -> jax.Array:
+        anchor, anchor_meta, mine = query[0] * scale, query[1], query[2]
+
+        def tile(
+            gradient: jax.Array, key: tuple[jax.Array, Meta, Coefficients | None]
+        ) -> tuple[jax.Array, None]:
+            s = _similarities(spec, anchor, key[0])
+            pairs = None if relation is None else _pairs(relation, anchor_meta, key[1])
+            w = tile_weights(spec, s, pairs, mine and as_rows(mine), key[2] and as_columns(key[2]))
+            return gradient + _product(spec, w, key[0]), None
+
+        start = _start(spec, jnp.zeros(anchor.shape, anchor.dtype))
+        return lax.scan(tile, start, (keys, key_meta, column))[0]
+
+    return _join(lax.map(row_of_tiles, (queries, query_meta, row)), count)
+
+
+def tile_size(rows: int, at_most: int, multiple_of: int = 1) -> int:
+    """The size of equal tiles that cover `rows` with as few of them, and then as little filling."""
+    size = -(-rows // -(-rows // at_most))
+    return -(-size // multiple_of) * multiple_of
+
+
+def fill_up(tree: T, size: int) -> T:
+    """Leaves ``[N, ...]`` with zeros behind, up to whole tiles."""
+
+    def fill(x: jax.Array) -> jax.Array:
+        missing = -x.shape[0] % size
+        return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+
+    return jax.tree.map(fill, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Real:
+    """A relation of tiles some of whose rows only fill up the last one: these pair with nothing."""
+
+    inner: Relation | None
+
+    def __call__(self, queries: Meta, keys: Meta) -> Pairs:
+        real = queries["_real"] & keys["_real"]
+        if self.inner is None:
+            return Pairs(counted=real, positive=jnp.zeros_like(real))
+        counted, positive = self.inner.pairs(queries, keys)
+        return Pairs(counted=counted & real, positive=positive & real)
+
+
+def for_filled(
+    relation: Relation | None, query_meta: Meta, query_count: int, key_meta: Meta, key_count: int
+) -> tuple[Relation, Meta, Meta]:
+    """The relation, and its metadata, of rows that will be filled up."""
+    return (
+        Relation(_Real(relation)),
+        {**query_meta, "_real": jnp.ones(query_count, bool)},
+        {**key_meta, "_real": jnp.ones(key_count, bool)},
+    )
+
+
+def _tiled(spec: TileSpec, rows: jax.Array, meta: Meta) -> tuple[Relation, jax.Array, Meta]:
+    """Rows as ``[tiles, size, D]``, metadata as ``[tiles, size]``, and their relation."""
+    count = len(rows)
+    size = tile_size(count, spec.size)
+    relation = spec.relation
+    if count % size:
+        relation, meta, _ = for_filled(relation, meta, count, meta, count)
+    elif relation.block and size % relation.block:
+        # Groups cut by the border of a tile have pairs off the diagonal.
+        relation = Relation(relation.pairs)
+    return relation, _cut(rows, size), _cut(meta, size)
+
+
+def _tiled_both(
+    spec: TileSpec,
+    relation: Relation | None,
+    queries: jax.Array,
+    query_meta: Meta,
+    keys: jax.Array,
+    key_meta: Meta,
+) -> tuple[Relation | None, jax.Array, Meta, jax.Array, Meta]:
+    """Both sides as in `_tiled`."""
+    query_size, key_size = tile_size(len(queries), spec.size), tile_size(len(keys), spec.size)
+    if len(keys) % key_size:
+        relation, query_meta, key_meta = for_filled(
+            relation, query_meta, len(queries), key_meta, len(keys)
+        )
+    return (
+        relation,
+        _cut(queries, query_size),
+        _cut(query_meta, query_size),
+        _cut(keys, key_size),
+        _cut(key_meta, key_size),
+    )
+
+
+def _cut(tree: T, size: int) -> T:
+    """Leaves ``[N, ...]`` as ``[tiles, size, ...]``."""
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fill_up(tree, size))
+
+
+def _join(tree: T, count: int) -> T:
+    """The inverse of `_cut`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)
+
+
+def _similarities(spec: TileSpec, anchor: jax.Array, keys: jax.Array) -> jax.Array:
+    return jnp.matmul(anchor, keys.T, precision=spec.precision)
+
+
+def _product(spec: TileSpec, weights: jax.Array, keys: jax.Array) -> jax.Array:
+    return jnp.matmul(weights, keys, precision=spec.precision)
+
+
+def _sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, axis: int) -> Sums:
+    """`tile_sums` without the summed axis."""
+    return {k: jnp.squeeze(v, axis) for k, v in tile_sums(spec, s, pairs, axis).items()}
+
+
+def _pairs(relation: Relation, queries: Meta, keys: Meta) -> Pairs:
+    return relation.pairs(as_rows(queries), as_columns(keys))
+
+
+def _at(tree: T, i: jax.Array) -> T:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
+
+
+def _put(tree: T, i: jax.Array, value: T) -> T:
+    return jax.tree.map(lambda x, v: lax.dynamic_update_index_in_dim(x, v, i, 0), tree, value)
+
+
+def _start(spec: TileSpec, tree: T) -> T:
+    """A loop's start with the type of what the loop makes of it: varying under `jax.shard_map`."""
+    return lax.pcast(tree, spec.varying, to="varying") if spec.varying else tree

@@ -1,0 +1,187 @@
+"""Devices and processes: the mesh, shardings, and the way of arrays between host and devices.
+
+Nothing else in jaxcl knows how many devices or processes there are. The train step is written in global view: one axis,
+`data`, over which the batch is sharded, and parameters that are placed by rules on their paths (all replicated today).
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+# (pattern of the path in the train state, partition). The first pattern that matches decides.
+PARTITION_RULES: tuple[tuple[str, P], ...] = ((r".*", P()),)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Where the run takes place.
+
+    Attributes:
+      platform: "" for what JAX finds, or "cpu", "gpu", "tpu".
+      cpu_devices: number of virtual devices when the platform is the CPU; 0 leaves JAX's default (one). Several
+        virtual devices are often faster than one on a multi-core CPU, and change no number but by rounding.
+      x64: 64-bit mode, for exact comparisons.
+      compile_cache: directory of the persistent compilation cache; "" turns it off.
+    """
+
+    platform: str = ""
+    cpu_devices: int = 0
+    x64: bool = False
+    compile_cache: str = "~/.cache/jaxcl/xla"
+
+    def __post_init__(self) -> None:
+        if self.platform not in ("", "cpu", "gpu", "cuda", "rocm", "tpu"):
+            raise ValueError(
+                f"mesh.platform={self.platform!r}: expected '' (what JAX finds), 'cpu', 'gpu', 'cuda', 'rocm' or 'tpu'"
+            )
+        if self.cpu_devices < 0:
+            raise ValueError(f"mesh.cpu_devices={self.cpu_devices}: expected 0 or more")
+
+
+def initialize(config: MeshConfig) -> None:
+    """Applies the settings that JAX reads before it starts its devices.
+
+    Raises:
+      RuntimeError: JAX's devices are already running and differ from what the settings ask for.
+    """
+    if config.platform:
+        jax.config.update("jax_platforms", config.platform)
+    jax.config.update("jax_enable_x64", config.x64)
+    if config.compile_cache:
+        from etils import epath
+
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.compile_cache).expanduser()))
+    if config.cpu_devices and jax.config.jax_num_cpu_devices != config.cpu_devices:
+        try:
+            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"mesh.cpu_devices={config.cpu_devices}, but JAX already runs with {jax.device_count()} device(s) in this"
+                " process: set it before the first use of JAX, or start a new process"
+            ) from error
+
+
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the other processes of the run; call it before anything that uses a device.
+
+    Args:
+      coordinator: host:port of process 0; None where the platform tells (Cloud TPU, Slurm, Open MPI).
+      processes: how many processes there are.
+      process: the number of this one.
+    """
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over the given devices (default: all of all processes)."""
+    devices = jax.devices() if devices is None else list(devices)
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of the leading axis over `data`."""
+    return NamedSharding(mesh, P(AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def state_shardings(
+    mesh: Mesh, tree: Any, rules: Sequence[tuple[str, P]] = PARTITION_RULES
+) -> Any:
+    """Shardings of a pytree by the first rule that matches each leaf's path ("params/backbone/...").
+
+    Raises:
+      ValueError: a leaf is covered by no rule.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, spec in rules:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, spec)
+        raise ValueError(f"no partition rule covers {name!r}: add a pattern for it")
+
+    return jax.tree.map_with_path(place, tree)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """Refuses a batch that does not divide over the devices.
+
+    Raises:
+      ValueError: with the nearest batch sizes that do.
+    """
+    count = mesh.size
+    if batch_size % count:
+        below, above = batch_size // count * count, (batch_size // count + 1) * count
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {count} devices: choose {near}, or another number of devices"
+        )
+
+
+def to_global(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays sharded over `data`.
+
+    Args:
+      mesh: the mesh.
+      local: arrays [b, ...], the contiguous rows of this process, b = B / processes.
+
+    Returns:
+      arrays [B, ...].
+    """
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays -> NumPy on every process, also where an array spans processes."""
+
+    def fetch(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            if x.is_fully_replicated:
+                return np.asarray(x.addressable_data(0))
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
+
+
+def process_index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Number of processes of the run."""
+    return jax.process_count()
+
+
+def is_main() -> bool:
+    """Whether this process writes the logs and the report."""
+    return jax.process_index() == 0
+
+
+def agree(flag: bool) -> bool:
+    """True on every process when it is true on any (for example: a signal reached one of them)."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def describe(mesh: Mesh) -> str:
+    """One line: "8 devices (cpu) in 1 process"."""
+    kind = mesh.devices.flat[0].device_kind
+    many, procs = mesh.size, jax.process_count()
+    return f"{many} device{'s' * (many > 1)} ({kind}) in {procs} process{'es' * (procs > 1)}"

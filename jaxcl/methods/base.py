@@ -1,0 +1,84 @@
+"""What a method is: two declarations and four pure functions, and no more.
+
+A method sees networks through `Apply` alone, images through the views that it declares, and keeps what it needs between steps
+in `extra` (key encoder, queue, ...), which is part of the train state and so of every checkpoint. The number of devices is
+nowhere: arrays are global.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxcl.models import HeadSpec
+from jaxcl.views import ViewProgram, Views
+
+PyTree = Any
+
+# (params, batch_stats, images[N,h,w,C] in [0,1], train, key)
+#   -> (h[N,F], {head: outputs of each of its layers, the last one is z[N,D]}), batch_stats
+Apply = Callable[..., tuple[tuple[jax.Array, dict[str, tuple[jax.Array, ...]]], PyTree]]
+
+
+class LossOut(NamedTuple):
+    """What a method's loss gives to the train step.
+
+    Attributes:
+      loss: scalar, at least float32: what is differentiated.
+      batch_stats: running statistics of the trained network after this step.
+      carry: what `after_update` needs from the forward pass (keys for the queue, ...); {} for most.
+      metrics: name -> scalar, for the log.
+      embeddings: z[B,V,D] without gradient, on which the collapse meters are taken; None for none.
+    """
+
+    loss: jax.Array
+    batch_stats: PyTree
+    carry: PyTree
+    metrics: dict[str, jax.Array]
+    embeddings: jax.Array | None = None
+
+
+class Method(Protocol):
+    """The protocol of a method; implementations are frozen dataclasses.
+
+    Attributes:
+      views: the views that it needs of each image.
+      heads: name -> the head on top of the backbone.
+    """
+
+    @property
+    def views(self) -> ViewProgram:
+        """The views that the method needs of each image."""
+
+    @property
+    def heads(self) -> Mapping[str, HeadSpec]:
+        """The heads that the method trains on top of the backbone, by name."""
+
+    def init_params(self, key: jax.Array) -> PyTree:
+        """What it trains itself (proxies, margins, scorers): params["method"]; {} for most."""
+
+    def init_extra(self, variables: PyTree, key: jax.Array) -> PyTree:
+        """State without gradient (key encoder, queue), from {"params", "batch_stats"}."""
+
+    def loss(
+        self,
+        apply: Apply,
+        params: PyTree,
+        batch_stats: PyTree,
+        extra: PyTree,
+        batch: Mapping[str, jax.Array],
+        views: Views,
+        key: jax.Array,
+    ) -> LossOut:
+        """The loss of one step; `batch` has "label" i32[B,L] and "index" i32[B]."""
+
+    def after_update(
+        self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array
+    ) -> PyTree:
+        """The next `extra`, after the optimizer's update; step i32[] counts completed updates."""
+
+
+def trivial_loss(method: Method, batch_size: int) -> float | None:
+    """The loss of embeddings that carry nothing, if the method knows it (a collapse is then told in words)."""
+    known = getattr(method, "trivial_loss", None)
+    return None if known is None else known(batch_size)

@@ -1,0 +1,104 @@
+"""Batch normalisation whose groups are a setting, not a consequence of the number of devices."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015) over groups of rows.
+
+    The rows of the batch are split into `groups` contiguous groups of N / groups rows, and each
+    group is normalised by its own mean and variance. Under `jit` the batch is the global one: 1 is
+    cross-replica BN on any number of devices, and 8 is the per-device BN of a machine with 8
+    devices, wherever it runs. Rows are reduced first, and only the results ([C], or [N,C] where
+    groups and devices do not fit) meet over devices; activations stay where they are.
+
+    The variance is the mean of squared deviations from the mean, in at least float32. The running
+    statistics take new = momentum * old + (1 - momentum) * batch, where "batch" is the mean over
+    the groups of their means and of their biased variances (divided by n, as in the SimCLR code and
+    flax; PyTorch divides the running one by n - 1).
+
+    Attributes:
+      groups: number of groups, a divisor of the batch size.
+      momentum: decay of the running statistics (0.9 is PyTorch's 0.1).
+      eps: added to the variance.
+      use_scale: a trained factor gamma per channel.
+      use_bias: a trained offset beta per channel.
+      zero_scale: initialise gamma with 0 instead of 1.
+      dtype: type of the result.
+    """
+
+    groups: int = 1
+    momentum: float = 0.9
+    eps: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    zero_scale: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x[N,...,C] -> dtype[N,...,C], by the running statistics.
+
+        If `train`, by the batch's own, with which it updates the running ones.
+
+        Raises:
+          ValueError: N is not divisible by `groups` (in training).
+        """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        shape = (x.shape[-1],)
+        scale = bias = None
+        if self.use_scale:
+            init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+            scale = self.param("scale", init, shape, wide)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape, wide)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, wide)
+
+        x = x.astype(wide)
+        if train:
+            mean, var = group_moments(x, self.groups)
+            if not self.is_initializing():
+                for running, batch in ((running_mean, mean), (running_var, var)):
+                    batch = jax.lax.stop_gradient(batch.mean(0))
+                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        else:
+            mean, var = running_mean.value[None], running_var.value[None]
+
+        factor = jax.lax.rsqrt(var + self.eps)
+        if scale is not None:
+            factor = factor * scale
+        y = (x - per_row(mean, x)) * per_row(factor, x)
+        return (y if bias is None else y + bias).astype(self.dtype)
+
+
+def group_moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of x[N,...,C] in each of `groups` groups of rows: two [groups,C].
+
+    Raises:
+      ValueError: N is not divisible by `groups`.
+    """
+    if x.shape[0] % groups:
+        raise ValueError(
+            f"BatchNorm: {x.shape[0]} rows cannot be split into groups={groups} equal groups: "
+            f"pass a number of rows divisible by {groups} (batch size times views), or set other "
+            "groups"
+        )
+
+    def reduce(values: jax.Array) -> jax.Array:
+        rows = values.mean(tuple(range(1, values.ndim - 1)))
+        return rows.reshape(groups, -1, rows.shape[-1]).mean(1)
+
+    mean = reduce(x)
+    return mean, reduce(jnp.square(x - per_row(mean, x)))
+
+
+def per_row(stats: jax.Array, x: jax.Array) -> jax.Array:
+    """stats[G,C] of the groups as [N,1,...,C], each row its group's ([1,1,...,C] for one group)."""
+    if stats.shape[0] > 1:
+        stats = jnp.repeat(stats, x.shape[0] // stats.shape[0], axis=0)
+    return stats.reshape(stats.shape[0], *(1,) * (x.ndim - 2), stats.shape[-1])

@@ -1,0 +1,280 @@
+"""The straight-line program: devices, data, method, model, optimizer, state, loop, evaluation, report.
+
+"Step" is the number of completed updates. The data of a step is a function of (seed, step) alone, its random numbers of
+(key, step): a run that was interrupted and continued is the run that was not.
+"""
+
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+
+from jaxcl import checkpoint, data, evaluators, metrics, models, optim
+from jaxcl import config as config_lib
+from jaxcl import mesh as mesh_lib
+from jaxcl.config import Config
+from jaxcl.methods.base import trivial_loss
+from jaxcl.report.run import run_report
+from jaxcl.state import TrainState, make_init, make_train_step
+
+RESULTS = "results.json"
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the text says why and what to do."""
+
+
+def train(config: Config, workdir: str) -> dict[str, Any]:
+    """Trains, evaluates and reports; continues by itself what an earlier call left in `workdir`.
+
+    Args:
+      config: the experiment.
+      workdir: directory or bucket of the run: config.json, metrics.jsonl, checkpoints/, best/, results.json,
+        report.html.
+
+    Returns:
+      "step", "complete", the last logged values under "metrics", and the rows of the table under "rows" (empty if
+      the config names no test split, or the run was stopped).
+
+    Raises:
+      RunError: the workdir belongs to another config, or the training does not stay finite.
+      CheckpointError: no checkpoint of the workdir can be restored, or none can be written.
+      ValueError: a setting that does not fit the data or the devices; the text names it.
+    """
+    # ------------------------------------------------------------------------------------------------------- devices
+    mesh_lib.initialize(config.mesh)
+    mesh = mesh_lib.make_mesh()
+    mesh_lib.check_batch_size(mesh, config.batch_size)
+    main = mesh_lib.is_main()
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not main)
+    say = console.print
+    root = epath.Path(workdir)
+    stored = config_lib.to_dict(config)
+
+    # ---------------------------------------------------------------------------------------------------------- data
+    source = data.load(config.data, "train")
+    sampler = data.Uniform(len(source), config.batch_size, config.seed)
+    steps_per_epoch = len(source) // config.batch_size
+    total_steps = config.total_steps(len(source))
+
+    # ----------------------------------------------------------------------------------- method, model and optimizer
+    method = config.build_method()
+    model = models.build(config.model, method.heads)
+    image_shape = method.views.output_shape(data.image_shape(source, config.data))
+    schedule = optim.make_schedule(config.optim, total_steps, steps_per_epoch, config.batch_size)
+    abstract_params = {
+        **jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))["params"],
+        "method": jax.eval_shape(method.init_params, jax.random.key(0)),
+    }
+    tx = optim.make_optimizer(config.optim, abstract_params, schedule)
+
+    # ------------------------------------------------------------- state: its shapes, their places, then the arrays
+    init = make_init(method, model, tx, image_shape)
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = mesh_lib.state_shardings(mesh, shapes)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    jit_init = jax.jit(init, out_shardings=shardings)
+
+    # The newest good state of the workdir, or a new one.
+    say(f"{config.name}: {mesh_lib.describe(mesh)}; workdir {root}")
+    identity = {"config": stored, "content_id": source.content_id, "log": say}
+    checkpoints = checkpoint.Checkpoints(
+        root / "checkpoints", keep=config.run.keep, **identity
+    )
+    refuse_other_run(checkpoints, root)
+    restored = checkpoints.restore(abstract)
+    state, first_step = restored or (jit_init(key), 0)
+    best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
+    best_score = max((checkpoint.read_manifest(best.directory, s).metrics["knn"] for s in best.steps()), default=-math.inf)
+
+    say(f"data: {source.describe()}")
+    say(
+        f"{total_steps:,} steps of {config.batch_size} images: {total_steps / steps_per_epoch:.1f} epochs of"
+        f" {steps_per_epoch:,} steps; an epoch leaves out {sampler.left_out} images, others each time"
+    )
+    parameters = optim.describe(config.optim, abstract_params)
+    say(f"{config.model.name}, {config.optim.name}: {parameters.splitlines()[-1]} (each of them: parameters.txt)")
+    if restored:
+        say(f"continues after step {first_step:,} of {total_steps:,}")
+    if main:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True))
+        (root / "parameters.txt").write_text(parameters)
+
+    # ------------------------------------------------------------------------------------------------ the train step
+    step_fn = jax.jit(
+        make_train_step(method, model, tx, schedule),
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+        donate_argnums=0,
+    )
+    batches = data.train_batches(
+        source,
+        sampler,
+        config.data,
+        first_step,
+        total_steps,
+        process_index=mesh_lib.process_index(),
+        process_count=mesh_lib.process_count(),
+        views=method.views,
+        crop_seed=config.seed,
+    )
+    online = None
+    if config.evaluation.gallery:
+        online = evaluators.Online(config.evaluation, config.data, model, mesh, image_shape[0])
+    logger = metrics.Logger(
+        root,
+        total_steps,
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        resume_step=first_step,
+        enabled=main,
+        tensorboard=config.run.tensorboard,
+    )
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+    step, skipped, values = first_step, 0, {}
+    with stop_requests(say) as stop, logger, checkpoints, best:
+        for batch in batches:
+            skipped += data.count_skipped(batch, source, logger.say)
+            arrays = mesh_lib.to_global(mesh, data.arrays(batch))
+            if step == first_step:
+                with logger.pause("compiling", once=True):
+                    state, measured = jax.block_until_ready(step_fn(state, arrays))
+                logger.start(step + 1)
+            else:
+                with profiled(config.run.profile, step + 1, root):
+                    state, measured = step_fn(state, arrays)
+            step += 1
+            last = step == total_steps
+
+            if step % config.run.log_every == 0 or step == 1 or last:
+                values = {k: float(v) for k, v in mesh_lib.to_host(measured).items()}
+                values |= {"images_skipped": float(skipped)} if skipped else {}
+                logger.log(step, values)
+                logger.advise(trivial_loss(method, config.batch_size), max(100, total_steps // 10))
+                if values["rejected"] >= config.run.max_rejected:
+                    raise RunError(
+                        f"{values['rejected']:.0f} updates were not finite and were left out, the last one at about step"
+                        f" {step}. The state before them is whole. Lower optim.base_lr, lengthen the warm-up, set"
+                        " optim.clip_norm or raise method.temperature, and start in a new workdir"
+                    )
+
+            if online and config.evaluation.every and (step % config.evaluation.every == 0 or last):
+                with logger.pause("evaluating"):
+                    scores = online.run(state.params, state.batch_stats)
+                logger.log(step, scores)
+                if config.run.keep_best and scores.get("knn", -math.inf) > best_score:
+                    best_score = scores["knn"]
+                    best.save(step, state, metrics={"knn": best_score})
+
+            stopping = mesh_lib.agree(bool(stop)) if mesh_lib.process_count() == 1 or step % 10 == 0 else False
+            if step % config.run.checkpoint_every == 0 or last or stopping:
+                with logger.pause("saving"):
+                    checkpoints.save(step, state)
+            if stopping and not last:
+                break
+        seconds = logger.elapsed()
+    if step < total_steps:
+        say(f"stopped after step {step:,} of {total_steps:,}; saved in {root}. The same command goes on from there.")
+        return {"step": step, "complete": False, "metrics": values, "rows": []}
+
+    # ------------------------------------------------------------------------------------- the table and the picture
+    rows: list[evaluators.Row] = []
+    results = root / RESULTS
+    if restored and first_step == total_steps and results.exists():
+        rows = [evaluators.Row(**r) for r in json.loads(results.read_text())["rows"]]
+        say(f"this run is complete; its results are from {results}")
+    elif online and config.evaluation.test:
+        say("evaluating on the test split ...")
+        networks: dict[str, Any] = {"trained encoder": network(state)}
+        if config.evaluation.baselines:
+            networks = {"raw pixels": None, "untrained encoder": network(jit_init(key)), **networks}
+        rows = online.table_rows(networks)
+    if main:
+        next_steps = what_next(root)
+        if rows:
+            Console().print(evaluators.table(rows, title=f"{config.name}: {config.evaluation.test} split, accuracy in %"))
+        results.write_text(json.dumps({"step": step, "rows": [r.as_dict() for r in rows]}, indent=2))
+        if config.run.report and online:
+            facts = {"devices": mesh_lib.describe(mesh), "training time": metrics.duration(seconds)}
+            run_report(root, config.name, stored, source, method.views, online, network(state), rows, facts, next_steps)
+            say(f"pictures: {root / 'report.html'}")
+        say("next:")
+        for what, command in next_steps:
+            say(f"  {what}: {command}")
+    return {"step": step, "complete": True, "metrics": values, "rows": [r.as_dict() for r in rows]}
+
+
+def network(state: TrainState) -> dict[str, Any]:
+    """What an evaluator needs of a state."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def refuse_other_run(checkpoints: checkpoint.Checkpoints, root: epath.Path) -> None:
+    """Refuses to continue in a workdir whose checkpoints are of another experiment.
+
+    Raises:
+      RunError: lists each differing key with both values.
+    """
+    found = [d for d in checkpoints.differences() if not config_lib.may_change(d.key)]
+    if found:
+        lines = "\n".join(f"  {d.key}: {d.stored!r} there, {d.now!r} now" for d in found)
+        raise RunError(
+            f"the checkpoints in {root} are of another experiment:\n{lines}\n"
+            "Choose another --workdir, or give these settings the values that they have there"
+        )
+
+
+@contextmanager
+def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Within, Ctrl-C and SIGTERM put their number into the list instead of ending the program; the second one ends it."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        say(f"{signal.Signals(number).name}: the run saves and stops after this step; once more stops it at once")
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the program around decides
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def profiled(span: tuple[int, ...], step: int, root: epath.Path) -> Iterator[None]:
+    """Starts the profiler before the first step of the span, and ends it after the last."""
+    if span and step == span[0]:
+        jax.profiler.start_trace(str(root / "profile"))
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        yield
+    if span and step == span[1]:
+        jax.profiler.stop_trace()
+
+
+def what_next(root: epath.Path) -> list[tuple[str, str]]:
+    """(what it does, command) for a run that is complete."""
+    return [
+        ("look", f"open {root / 'report.html'} in a browser"),
+        ("probe the checkpoint", f"python -m jaxcl.probe --workdir={root} --eval=knn,linear"),
+        ("fine-tune with 10 % of the labels", f"python -m jaxcl.probe --workdir={root} --eval=finetune --labels=0.1"),
+        ("your own images", "python -m jaxcl.main --config=configs/simclr_folder.py --config.data.path=DIR"),
+    ]
+
+

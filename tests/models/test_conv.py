@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.models.conv import Conv, conv2d
+
+
+def oracle(x, kernel, stride):
+    """Window by window."""
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows, columns = (range(0, n, stride) for n in x.shape[1:3])
+    return np.stack(
+        [
+            np.stack(
+                [
+                    np.einsum("nhwi,hwio->no", padded[:, r : r + size, c : c + size], kernel)
+                    for c in columns
+                ],
+                1,
+            )
+            for r in rows
+        ],
+        1,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
+def test_forward_and_gradients(size, stride, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    kernel = rng.normal(size=(size, size, shape[-1], 4))
+    expected = oracle(x, kernel, stride)
+    weights = rng.normal(size=expected.shape)
+    with jax.enable_x64(True):
+        y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride), jnp.asarray(x), jnp.asarray(kernel))
+        gx, gk = vjp(jnp.asarray(weights))
+        assert y.dtype == jnp.float64
+    np.testing.assert_allclose(y, expected, atol=1e-12)
+
+    # The convolution is linear in each argument: its gradient is tested by inner products.
+    dx, dk = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+    np.testing.assert_allclose(
+        (gx * dx).sum(), (oracle(dx, kernel, stride) * weights).sum(), rtol=1e-9
+    )
+    np.testing.assert_allclose((gk * dk).sum(), (oracle(x, dk, stride) * weights).sum(), rtol=1e-9)
+
+
+def test_types_and_initial_variance():
+    x = jnp.ones((1, 4, 4, 32))
+    conv = Conv(features=64, size=3, dtype=jnp.bfloat16)
+    variables = conv.init(jax.random.key(0), x)
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert set(variables["params"]) == {"kernel"}
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel.std(), (9 * 32) ** -0.5, rtol=0.03)
+    assert conv.apply(variables, x).dtype == jnp.bfloat16

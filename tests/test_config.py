@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxcl import config as config_lib
+from jaxcl.config import ConfigError
+from jaxcl.views import presets
+
+
+def quick(**changes) -> ConfigDict:
+    c = config_lib.base("simclr", presets.simclr(32))
+    c.name, c.steps = "t", 10
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_round_trip_through_json():
+    built = config_lib.from_dict(quick())
+    again = config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(built))))
+    assert again == built
+    assert again.build_method() == built.build_method()
+
+
+def test_every_setting_of_every_section_can_be_overridden():
+    c = quick()
+    for section in ("data", "model", "optim", "evaluation", "run", "mesh"):
+        cls = type(getattr(config_lib.from_dict(c), section))
+        assert set(c[section]) == {f.name for f in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim": {"momentm": 0.9}}, r"config.optim has no key 'momentm'; did you mean 'momentum'"),
+        ({"batchsize": 3}, r"config has no key 'batchsize'; did you mean 'batch_size'"),
+        ({"batch_size": "8"}, r"config.batch_size='8': expected int, got str"),
+        ({"batch_size": True}, r"config.batch_size=True: expected int, got bool"),
+        ({"model": 3}, r"config.model=3: expected a section"),
+        ({"run": {"profile": 3}}, r"config.run.profile=3: expected a tuple"),
+        ({"method": {"name": "simclrr"}}, r"there is no method 'simclrr'; did you mean 'simclr'"),
+        ({"method": {"name": "simclr", "temprature": 1.0}}, r"method has no key 'temprature'; did you mean 'temperature'"),
+        ({"method": {"name": "simclr", "temperature": -1.0}}, r"method: method.temperature=-1.0: expected a number above 0"),
+        ({"epochs": 3.0}, r"set exactly one of them"),
+        ({"evaluation": {"every": 5}}, r"name its splits in gallery and validation"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(change, message):
+    plain = quick().to_dict()
+    for key, value in change.items():
+        if isinstance(value, dict) and key != "method":
+            value = {**plain[key], **value}
+        plain[key] = value
+    with pytest.raises(ConfigError, match=message):
+        config_lib.from_dict(plain)
+
+
+def test_a_missing_key_is_named():
+    plain = quick().to_dict()
+    del plain["seed"]
+    with pytest.raises(ConfigError, match=r"config.seed is missing"):
+        config_lib.from_dict(plain)
+
+
+def test_numbers_are_converted_and_nothing_else():
+    built = config_lib.from_dict(quick(**{"method.temperature": 1}))
+    assert built.method["temperature"] == 1
+    assert config_lib.from_dict(quick(epochs=2, steps=0)).epochs == 2.0
+
+
+def test_length_in_steps_or_epochs():
+    assert config_lib.from_dict(quick()).total_steps(10_000) == 10
+    assert config_lib.from_dict(quick(steps=0, epochs=1.5, batch_size=100)).total_steps(1000) == 15
+
+
+def test_what_may_change_between_a_run_and_its_continuation():
+    assert config_lib.may_change("run.log_every")
+    assert config_lib.may_change("data.path")
+    assert not config_lib.may_change("optim.base_lr")
+    assert not config_lib.may_change("data.image_size")

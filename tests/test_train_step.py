@@ -1,0 +1,167 @@
+"""The train step is the same computation on any number of devices, and nothing but embeddings travels."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcl import config as config_lib
+from jaxcl import mesh as mesh_lib
+from jaxcl import models, optim
+from jaxcl.state import make_init, make_train_step
+from jaxcl.views import presets
+
+DEVICES = (1, 2, 4, 8)
+
+
+def tiny(dtype="float32", **changes):
+    c = config_lib.base("simclr", presets.simclr(8, strength=0.5))
+    c.name, c.steps, c.batch_size = "tiny", 40, 16
+    c.model.width, c.model.stem, c.model.dtype = 0.0625, "cifar", dtype
+    c.method.projection.layers = (16, 8)
+    c.optim.base_lr = 1.0
+    c.update_from_flattened_dict(changes)
+    return config_lib.from_dict(c)
+
+
+def batches(config, steps, size=10):
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        yield {
+            "image": rng.integers(0, 256, (config.batch_size, size, size, 3), np.uint8),
+            "label": np.zeros((config.batch_size, 1), np.int32),
+            "index": np.arange(config.batch_size, dtype=np.int32),
+        }
+
+
+def build(config, count):
+    """(jitted init, jitted step, mesh) on the first `count` devices."""
+    mesh = mesh_lib.make_mesh(jax.devices()[:count])
+    method = config.build_method()
+    model = models.build(config.model, method.heads)
+    schedule = optim.make_schedule(config.optim, config.steps, 10, config.batch_size)
+    shape = method.views.output_shape((10, 10, 3))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))["params"] | {"method": {}}
+    tx = optim.make_optimizer(config.optim, params, schedule)
+    init = make_init(method, model, tx, shape)
+    shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+    step = jax.jit(
+        make_train_step(method, model, tx, schedule),
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+    )
+    return jax.jit(init, out_shardings=shardings), step, mesh
+
+
+def run(config, count, steps):
+    """The losses and the last state of `steps` steps."""
+    init, step, mesh = build(config, count)
+    state = init(jax.random.key(config.seed))
+    losses = []
+    for batch in batches(config, steps):
+        state, metrics = step(state, mesh_lib.to_global(mesh, batch))
+        losses.append(np.asarray(metrics["loss"]))
+    return np.stack(losses), jax.device_get(state.params), jax.device_get(state.batch_stats)
+
+
+def relative(tree, reference):
+    flat, ref = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (tree, reference))
+    return np.linalg.norm(flat - ref) / np.linalg.norm(ref)
+
+
+def test_one_float32_step_is_the_same_on_any_number_of_devices():
+    # Plain gradient descent with rate 1 and no decay: the change of the parameters is the gradient.
+    plain = {
+        "optim.name": "sgd",
+        "optim.momentum": 0.0,
+        "optim.weight_decay": 0.0,
+        "optim.base_lr": 1.0,
+        "optim.scaling": "none",
+        "optim.schedule": "constant",
+        "optim.warmup_epochs": 0.0,
+    }
+    config = tiny(**plain)
+    results = {}
+    for count in DEVICES:
+        init, _, _ = build(config, count)
+        start = jax.device_get(init(jax.random.key(config.seed)).params)
+        losses, params, stats = run(config, count, 1)
+        results[count] = losses[0], jax.tree.map(jnp.subtract, start, params), stats
+    loss, gradient, stats = results[1]
+    assert np.isfinite(loss)
+    for count in DEVICES[1:]:
+        assert abs(results[count][0] - loss) <= 1e-6 * abs(loss)
+        assert relative(results[count][1], gradient) <= 1e-5
+        assert relative(results[count][2], stats) <= 1e-5
+
+
+def test_twenty_float64_steps_are_the_same_on_any_number_of_devices():
+    with jax.enable_x64(True):
+        config = tiny("float64")
+        loss, params, stats = run(config, 1, 20)
+        assert loss.dtype == np.float64
+        assert len(set(loss.tolist())) == 20
+        for count in DEVICES[1:]:
+            other, other_params, other_stats = run(config, count, 20)
+            np.testing.assert_allclose(other, loss, rtol=1e-10)
+            assert relative(other_params, params) <= 1e-10
+            assert relative(other_stats, stats) <= 1e-10
+
+
+def test_statistics_per_group_are_not_the_global_ones():
+    """The negative control: were BatchNorm local to a device, the equalities above would not hold."""
+    loss, _, _ = run(tiny(), 1, 1)
+    local, _, _ = run(tiny(**{"model.bn_groups": 8}), 1, 1)
+    assert abs(loss[0] - local[0]) > 1e-3
+
+
+def test_only_embeddings_are_gathered():
+    config = tiny(batch_size=64)
+    init, step, mesh = build(config, 8)
+    state = jax.eval_shape(init, jax.random.key(0))
+    batch = jax.eval_shape(lambda: {k: jnp.asarray(v) for k, v in next(batches(config, 1)).items()})
+    text = step.lower(state, batch).compile().as_text()
+    gathered = re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text)
+    embeddings = 64 * 2 * 8  # B * V * D
+    for shape in gathered:
+        size = np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])])
+        assert size <= embeddings, f"{shape} is gathered"
+    assert gathered, "NT-Xent over the global batch has to gather the embeddings"
+    assert "all-reduce" in text, "gradients and BatchNorm's sums have to be reduced"
+    for kind in ("all-to-all", "collective-permute"):
+        for shape in re.findall(rf"= \(?(\w+\[[\d,]*\])\S* {kind}", text):
+            size = np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])])
+            assert size <= embeddings, f"{kind} of {shape}"
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted():
+    config = tiny()
+    init, step, mesh = build(config, 1)
+    state = init(jax.random.key(0))
+    broken = jax.tree.map(lambda x: x, state.params)
+    kernel = broken["head_projection"]
+    leaf = next(iter(jax.tree.leaves(kernel)))
+    broken["head_projection"] = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if x is leaf else x, kernel
+    )
+    bad = state.__class__(**{**vars(state), "params": broken})
+    after, metrics = step(bad, mesh_lib.to_global(mesh, next(batches(config, 1))))
+    assert int(after.step) == 1
+    assert int(metrics["rejected"]) == int(after.rejected) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, bad.params)
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, bad.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, bad.opt_state)
+
+
+def test_compute_in_bfloat16_keeps_parameters_and_loss_wide():
+    config = tiny("bfloat16")
+    init, step, mesh = build(config, 1)
+    state = init(jax.random.key(0))
+    state, metrics = step(state, mesh_lib.to_global(mesh, next(batches(config, 1))))
+    wide = {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert wide == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32
+    reference = run(tiny(), 1, 1)[0][0]
+    assert abs(float(metrics["loss"]) - float(reference)) < 0.1
+
