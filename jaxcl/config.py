@@ -240,7 +240,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     """Value -> the type of the hint; ints become floats and lists tuples, nothing else is guessed."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return _plain(value)  # JSON has lists where the config has tuples
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -265,10 +265,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
         if args and len(args) != len(value):
             raise ConfigError(f"{path}={tuple(value)!r}: expected {len(args)} values")
-        return tuple(
-            _convert(a, v, f"{path}[{i}]")
-            for i, (a, v) in enumerate(zip(args, value, strict=True))
-        ) if args else tuple(value)
+        return (
+            tuple(
+                _convert(a, v, f"{path}[{i}]")
+                for i, (a, v) in enumerate(zip(args, value, strict=True))
+            )
+            if args
+            else tuple(value)
+        )
     if hint is dict or origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, Any]):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}={value!r}: expected a section with keys")

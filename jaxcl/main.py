@@ -10,7 +10,9 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept (default: runs/<name>).")
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of process 0 where the platform does not tell it (TPU pods and Slurm do)."
+    "coordinator",
+    "",
+    "host:port of process 0 where the platform does not tell it (TPU pods and Slurm do).",
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.")

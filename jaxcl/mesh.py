@@ -59,8 +59,10 @@ def initialize(config: MeshConfig) -> None:
     if config.compile_cache:
         from etils import epath
 
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.compile_cache).expanduser()))
-    if config.cpu_devices and jax.config.jax_num_cpu_devices != config.cpu_devices:
+        jax.config.update(
+            "jax_compilation_cache_dir", str(epath.Path(config.compile_cache).expanduser())
+        )
+    if config.cpu_devices and jax.config.values["jax_num_cpu_devices"] != config.cpu_devices:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError as error:
@@ -70,7 +72,9 @@ def initialize(config: MeshConfig) -> None:
             ) from error
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
     """Joins the other processes of the run; call it before anything that uses a device.
 
     Args:
@@ -97,9 +101,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def state_shardings(
-    mesh: Mesh, tree: Any, rules: Sequence[tuple[str, P]] = PARTITION_RULES
-) -> Any:
+def state_shardings(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, P]] = PARTITION_RULES) -> Any:
     """Shardings of a pytree by the first rule that matches each leaf's path ("params/backbone/...").
 
     Raises:

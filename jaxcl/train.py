@@ -66,7 +66,8 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     # ----------------------------------------------------------------------------------- method, model and optimizer
     method = config.build_method()
     model = models.build(config.model, method.heads)
-    image_shape = method.views.output_shape(data.image_shape(source, config.data))
+    height, width, channels = method.views.output_shape(data.image_shape(source, config.data))
+    image_shape = (height, width, channels)
     schedule = optim.make_schedule(config.optim, total_steps, steps_per_epoch, config.batch_size)
     abstract_params = {
         **jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))["params"],
@@ -86,15 +87,16 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     # The newest good state of the workdir, or a new one.
     say(f"{config.name}: {mesh_lib.describe(mesh)}; workdir {root}")
-    identity = {"config": stored, "content_id": source.content_id, "log": say}
-    checkpoints = checkpoint.Checkpoints(
-        root / "checkpoints", keep=config.run.keep, **identity
-    )
+    identity: dict[str, Any] = {"config": stored, "content_id": source.content_id, "log": say}
+    checkpoints = checkpoint.Checkpoints(root / "checkpoints", keep=config.run.keep, **identity)
     refuse_other_run(checkpoints, root)
     restored = checkpoints.restore(abstract)
     state, first_step = restored or (jit_init(key), 0)
     best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
-    best_score = max((checkpoint.read_manifest(best.directory, s).metrics["knn"] for s in best.steps()), default=-math.inf)
+    best_score = max(
+        (checkpoint.read_manifest(best.directory, s).metrics["knn"] for s in best.steps()),
+        default=-math.inf,
+    )
 
     say(f"data: {source.describe()}")
     say(
@@ -102,7 +104,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         f" {steps_per_epoch:,} steps; an epoch leaves out {sampler.left_out} images, others each time"
     )
     parameters = optim.describe(config.optim, abstract_params)
-    say(f"{config.model.name}, {config.optim.name}: {parameters.splitlines()[-1]} (each of them: parameters.txt)")
+    say(
+        f"{config.model.name}, {config.optim.name}: {parameters.splitlines()[-1]} (each of them: parameters.txt)"
+    )
     if restored:
         say(f"continues after step {first_step:,} of {total_steps:,}")
     if main:
@@ -177,7 +181,11 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
                     best_score = scores["knn"]
                     best.save(step, state, metrics={"knn": best_score})
 
-            stopping = mesh_lib.agree(bool(stop)) if mesh_lib.process_count() == 1 or step % 10 == 0 else False
+            stopping = (
+                mesh_lib.agree(bool(stop))
+                if mesh_lib.process_count() == 1 or step % 10 == 0
+                else False
+            )
             if step % config.run.checkpoint_every == 0 or last or stopping:
                 with logger.pause("saving"):
                     checkpoints.save(step, state)
@@ -185,7 +193,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
                 break
         seconds = logger.elapsed()
     if step < total_steps:
-        say(f"stopped after step {step:,} of {total_steps:,}; saved in {root}. The same command goes on from there.")
+        say(
+            f"stopped after step {step:,} of {total_steps:,}; saved in {root}. The same command goes on from there."
+        )
         return {"step": step, "complete": False, "metrics": values, "rows": []}
 
     # ------------------------------------------------------------------------------------- the table and the picture
@@ -203,11 +213,28 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     if main:
         next_steps = what_next(root)
         if rows:
-            Console().print(evaluators.table(rows, title=f"{config.name}: {config.evaluation.test} split, accuracy in %"))
-        results.write_text(json.dumps({"step": step, "rows": [r.as_dict() for r in rows]}, indent=2))
+            Console().print(
+                evaluators.table(
+                    rows, title=f"{config.name}: {config.evaluation.test} split, accuracy in %"
+                )
+            )
+        results.write_text(
+            json.dumps({"step": step, "rows": [r.as_dict() for r in rows]}, indent=2)
+        )
         if config.run.report and online:
             facts = {"devices": mesh_lib.describe(mesh), "training time": metrics.duration(seconds)}
-            run_report(root, config.name, stored, source, method.views, online, network(state), rows, facts, next_steps)
+            run_report(
+                root,
+                config.name,
+                stored,
+                source,
+                method.views,
+                online,
+                network(state),
+                rows,
+                facts,
+                next_steps,
+            )
             say(f"pictures: {root / 'report.html'}")
         say("next:")
         for what, command in next_steps:
@@ -244,7 +271,9 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        say(f"{signal.Signals(number).name}: the run saves and stops after this step; once more stops it at once")
+        say(
+            f"{signal.Signals(number).name}: the run saves and stops after this step; once more stops it at once"
+        )
 
     try:
         before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -273,8 +302,12 @@ def what_next(root: epath.Path) -> list[tuple[str, str]]:
     return [
         ("look", f"open {root / 'report.html'} in a browser"),
         ("probe the checkpoint", f"python -m jaxcl.probe --workdir={root} --eval=knn,linear"),
-        ("fine-tune with 10 % of the labels", f"python -m jaxcl.probe --workdir={root} --eval=finetune --labels=0.1"),
-        ("your own images", "python -m jaxcl.main --config=configs/simclr_folder.py --config.data.path=DIR"),
+        (
+            "fine-tune with 10 % of the labels",
+            f"python -m jaxcl.probe --workdir={root} --eval=finetune --labels=0.1",
+        ),
+        (
+            "your own images",
+            "python -m jaxcl.main --config=configs/simclr_folder.py --config.data.path=DIR",
+        ),
     ]
-
-

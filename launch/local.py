@@ -58,14 +58,16 @@ def run(all_commands: list[list[str]], grace: float = 60.0) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
     deadline = None
-    while any(child.poll() is None for child in children):
-        failed = [i for i, child in enumerate(children) if child.poll() not in (None, 0)]
-        if failed and deadline is None:
-            print(
-                f"process {failed[0]} ended with exit code {children[failed[0]].returncode};"
-                f" the others are stopped in {grace:.0f} s",
-                file=sys.stderr,
-            )
+    told: set[int] = set()
+    running = True
+    while running:
+        running = any(child.poll() is None for child in children)
+        for i, child in enumerate(children):
+            if child.poll() not in (None, 0) and i not in told:
+                told.add(i)
+                print(f"process {i} ended with exit code {child.returncode}", file=sys.stderr)
+        if told and running and deadline is None:
+            print(f"the others are stopped in {grace:.0f} s", file=sys.stderr)
             deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() > deadline:
             for child in children:
@@ -81,7 +83,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
-    parser.add_argument("--devices", type=int, default=4, help="virtual CPU devices of each process")
+    parser.add_argument(
+        "--devices", type=int, default=4, help="virtual CPU devices of each process"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
     parser.add_argument("rest", nargs="*", help="after --: the arguments of jaxcl.main")
     args = parser.parse_args()

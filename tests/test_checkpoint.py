@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, damage of every kind, kills, full disks, other models, other devices."""
+"""Checkpoints: round trips, damage of all kinds, kills, full disks, other models and devices."""
 
 import errno
 import hashlib
@@ -178,7 +178,7 @@ def test_float64_state(tmp_path):
         wanted = abstract(state)
     with (
         open_checkpoints(tmp_path) as checkpoints,
-        pytest.raises(CheckpointError, match="cannot restore w: .*jax_enable_x64"),
+        pytest.raises(CheckpointError, match=r"cannot restore w: .*jax_enable_x64"),
     ):
         checkpoints.restore(wanted)
 
@@ -250,7 +250,7 @@ def test_what_is_written_is_an_ordinary_orbax_checkpoint(tmp_path):
     from orbax.checkpoint import v1 as ocp
 
     saved(tmp_path, 3)
-    tree = ocp.load(tmp_path / "3", checkpointable_name="state")
+    tree = ocp.load(tmp_path / "3" / "state", checkpointable_name=None)
     expected = host_state(3)["params"]["head_main"]["kernel"]
     assert np.array_equal(tree["params"]["head_main"]["kernel"], expected)
 
@@ -268,6 +268,33 @@ def test_saving_a_step_again(tmp_path):
     assert names(tmp_path) == ["3"]
 
 
+def test_the_newest_and_the_best_are_saved_at_once(tmp_path):
+    state = make_state(3)
+    with (
+        open_checkpoints(tmp_path / "checkpoints") as newest,
+        open_checkpoints(tmp_path / "best", keep=1) as best,
+    ):
+        for step in range(3):
+            newest.save(step, state)
+            best.save(step, state)
+        for checkpoints in (newest, best):
+            restored, step = checkpoints.restore(abstract(state))
+            assert step == 2
+            assert_same(restored, state)
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    state = {"w": jnp.arange(3.0)}
+    for directory in ("runs/a", "~/runs/a"):
+        with open_checkpoints(directory) as checkpoints:
+            checkpoints.save(1, state)
+            assert checkpoints.restore(state)[1] == 1
+        assert read_manifest(directory).step == 1
+    assert names(tmp_path / "runs" / "a") == names(tmp_path / "home" / "runs" / "a") == ["1"]
+
+
 def test_metrics_are_kept(tmp_path):
     with open_checkpoints(tmp_path / "best", keep=1) as best:
         best.save(3, {"w": jnp.ones(3)}, metrics={"knn": 0.5})
@@ -280,7 +307,7 @@ def test_paths_that_would_be_stored_in_one_place_are_refused(tmp_path):
     one = jnp.ones(2)
     with open_checkpoints(tmp_path) as checkpoints:
         for state in ({"a/b": one, "a": {"b": one}}, {"a.b": one, "a": {"b": one}}):
-            with pytest.raises(ValueError, match="stored as 'a[/.]b'"):
+            with pytest.raises(ValueError, match=r"stored as 'a[/.]b'"):
                 checkpoints.save(1, state)
 
 
@@ -380,7 +407,7 @@ def test_each_bit_flip_in_array_data_is_detected(pair):
         # Up to 1024 bytes lie in index nodes, which have checksums of their own.
         where += [(path, f, at, len(content)) for f, at in hits if at >= 0 and len(content) > 1024]
     assert len(where) == 7
-    wanted = abstract(make_state(1))
+    wanted = abstract(make_state(1, make_mesh(1)))
     for trial in range(60):
         path, file, start, length = where[trial % len(where)]
         offset, bit = start + rng.randrange(length), rng.randrange(8)
@@ -389,19 +416,20 @@ def test_each_bit_flip_in_array_data_is_detected(pair):
         with open_checkpoints(pair, log) as checkpoints:
             _, step = checkpoints.restore(wanted)
         assert step == 1, (path, offset, bit)
-        assert f"{path}: not the bits that were saved" in log[0]
+        assert f"{path}: not the bits that were saved" in log[0] or "Invalid bool value" in log[0]
         (pair / "2.damaged-1").rename(pair / "2")
         flip(file, offset, bit)
     with open_checkpoints(pair) as checkpoints:  # all flips are undone: it was they
         restored, step = checkpoints.restore(wanted)
     assert step == 2
-    assert_same(restored, make_state(2))
+    assert_same(restored, make_state(2, make_mesh(1)))
 
 
 def test_bit_flips_anywhere_never_give_other_values(pair):
     rng = random.Random(1)
     everything = [p for p in (pair / "2").rglob("*") if p.is_file() and p.stat().st_size]
-    wanted, expected = abstract(make_state(1)), {1: make_state(1), 2: make_state(2)}
+    expected = {step: make_state(step, make_mesh(1)) for step in (1, 2)}
+    wanted = abstract(expected[1])
     detected = 0
     for trial in range(40):
         file = everything[trial % len(everything)]
@@ -425,7 +453,8 @@ def relative_files(step: Path) -> list[str]:
 @pytest.mark.parametrize("damage", ["delete", "empty", "half", "last byte", "of another step"])
 def test_damaged_files(pair, tmp_path, damage):
     """Each file in turn: what is restored is step 2 with its own bits, or step 1 with its own."""
-    wanted, expected = abstract(make_state(1)), {1: make_state(1), 2: make_state(2)}
+    expected = {step: make_state(step, make_mesh(1)) for step in (1, 2)}
+    wanted = abstract(expected[1])
     fallen_back = []
     other = {p.name: p for p in (pair / "1").rglob("*") if p.is_file()}
     largest = max(other.values(), key=lambda p: p.stat().st_size)
@@ -522,9 +551,11 @@ def test_a_later_format_is_not_damage(pair):
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     body["digest"] = hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
     path.write_text(json.dumps(body))
-    with open_checkpoints(pair) as checkpoints:
-        with pytest.raises(CheckpointError, match="written in format 2"):
-            checkpoints.restore(abstract(make_state(1)))
+    with (
+        open_checkpoints(pair) as checkpoints,
+        pytest.raises(CheckpointError, match="written in format 2"),
+    ):
+        checkpoints.restore(abstract(make_state(1)))
     assert names(pair) == ["1", "2"]
 
 
@@ -569,15 +600,21 @@ def test_a_cut_at_any_operation_leaves_a_good_step(tmp_path, monkeypatch):
 
     def run(directory: Path, last: int, step: int) -> int:
         """Counts operations; raises at number `last` and at all later ones, as a kill would."""
-        count = 0
+        count, inside = 0, False
 
         def counted(function):
             def wrapper(*args, **kwargs):
-                nonlocal count
+                nonlocal count, inside
+                if inside:  # Orbax itself uses the same functions, in its own threads
+                    return function(*args, **kwargs)
                 count += 1
                 if count >= last:
                     raise Cut
-                return function(*args, **kwargs)
+                inside = True
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    inside = False
 
             return wrapper
 
@@ -633,7 +670,8 @@ FORKS = """
 
     def state(step):
         rng = np.random.default_rng(step)
-        return {"step": np.int32(step), "w": rng.standard_normal((64, 33)), "b": {"c": rng.random(7)}}
+        w, c = rng.standard_normal((64, 33)), rng.random(7)
+        return {"step": np.int32(step), "w": w, "b": {"c": c}}
 
     # Imports are slow and start no device: one process imports, each trial is a fork of it.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -767,10 +805,14 @@ def test_poll_tells_of_a_failure_as_soon_as_it_is_known(tmp_path, monkeypatch):
     checkpoints.save(1, {"w": jnp.ones(2)})
     checkpoints.poll()
     blocked.set()
-    with pytest.raises(WriteError, match="there is no older checkpoint"):
-        for _ in range(1000):
+
+    def poll_for_long() -> None:
+        for _ in range(3000):
             checkpoints.poll()
             time.sleep(0.01)
+
+    with pytest.raises(WriteError, match="there is no older checkpoint"):
+        poll_for_long()
     checkpoints.close()
     checkpoints.close()
 
@@ -787,9 +829,14 @@ def test_the_last_save_is_not_lost_in_silence(tmp_path, monkeypatch):
     with pytest.raises(WriteError), open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(2)})
     log = Lines()
-    with pytest.raises(KeyError, match="the first"), open_checkpoints(tmp_path, log) as checkpoints:
-        checkpoints.save(1, {"w": jnp.ones(2)})
-        raise KeyError("the first")
+
+    def fail_while_saving() -> None:
+        with open_checkpoints(tmp_path, log) as checkpoints:
+            checkpoints.save(1, {"w": jnp.ones(2)})
+            raise KeyError("the first")
+
+    with pytest.raises(KeyError, match="the first"):
+        fail_while_saving()
     assert len(log) == 1
     assert "could not save step 1" in log[0]
 
@@ -834,7 +881,7 @@ def test_a_quota_of_the_system_and_what_is_printed(tmp_path):
         import jax.numpy as jnp
         from jaxcl.checkpoint import Checkpoints, WriteError, restore_part
 
-        small, large = ({"w": jnp.arange(n, dtype=jnp.float32)} for n in (100, 500_000))
+        small, large = ({k: jnp.arange(n, dtype=jnp.float32) for k in "vw"} for n in (100, 250_000))
         with Checkpoints(sys.argv[1], keep=1, config={}, content_id="") as checkpoints:
             checkpoints.save(1, small)
             checkpoints.wait()
@@ -1019,7 +1066,7 @@ def test_restore_part_verifies_what_it_reads(pair):
             (f, at) for f in data_files(pair / "2") if (at := f.read_bytes().find(content)) >= 0
         ]
         flip(file, at + 5, 3)
-        with pytest.raises(CheckpointError, match=f"damaged: {part}.*not the bits"):
+        with pytest.raises(CheckpointError, match=rf"damaged: {part}.*not the bits"):
             restore_part(pair, {part: None})
         restore_part(pair, {"params/head_main": None})
         flip(file, at + 5, 3)
@@ -1029,7 +1076,7 @@ def test_restore_part_verifies_what_it_reads(pair):
 def test_read_manifest_and_its_errors(pair, tmp_path):
     assert read_manifest(pair).step == 2
     assert read_manifest(pair, step=1).step == 1
-    with pytest.raises(CheckpointError, match="no checkpoint of step 7 in .*, but of 1, 2"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 in .*, but of 1, 2"):
         read_manifest(pair, step=7)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*/empty, nor in .*/checkpoints"):
         read_manifest(tmp_path / "empty")
@@ -1063,7 +1110,8 @@ PROCESS = """
 
     log = []
     settings = dict(keep=2, config={}, content_id="", log=log.append, timeout=120)
-    with Checkpoints(directory, **settings) as checkpoints, Checkpoints(directory + "2", **settings):
+    best = Checkpoints(directory + "2", **settings)
+    with Checkpoints(directory, **settings) as checkpoints, best:
         for step in (1, 2, 3):
             checkpoints.save(step, state(step))
         checkpoints.wait()
@@ -1082,8 +1130,7 @@ PROCESS = """
             arrays.write = write
             with open(directory + "/3/manifest.json", "w") as file:
                 file.write("damaged")
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
-        restored, step = checkpoints.restore(abstract)
+        restored, step = checkpoints.restore(state(0))
         assert step == 2
         assert len(log) == (index == 0), log
         for name, leaf in restored.items():

@@ -9,7 +9,9 @@ from jaxcl import mesh as mesh_lib
 def test_batch_must_divide_over_the_devices():
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(mesh, 64)
-    with pytest.raises(ValueError, match="batch_size=60 does not divide over 8 devices: choose 56 or 64"):
+    with pytest.raises(
+        ValueError, match="batch_size=60 does not divide over 8 devices: choose 56 or 64"
+    ):
         mesh_lib.check_batch_size(mesh, 60)
     with pytest.raises(ValueError, match="choose 8,"):
         mesh_lib.check_batch_size(mesh, 3)
@@ -27,7 +29,12 @@ def test_global_batch_has_the_rows_in_order():
 
 def test_the_first_rule_that_matches_places_a_leaf():
     mesh = mesh_lib.make_mesh()
-    tree = {"params": {"head": {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}, "b": jax.ShapeDtypeStruct((8,), np.float32)}}
+    tree = {
+        "params": {
+            "head": {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)},
+            "b": jax.ShapeDtypeStruct((8,), np.float32),
+        }
+    }
     placed = mesh_lib.state_shardings(mesh, tree, ((r"head/kernel", P(None, "data")), (r".*", P())))
     assert placed["params"]["head"]["kernel"].spec == P(None, "data")
     assert placed["params"]["b"].spec == P()
@@ -37,10 +44,10 @@ def test_the_first_rule_that_matches_places_a_leaf():
 
 def test_settings_that_come_too_late_are_named():
     jax.devices()
-    with pytest.raises(RuntimeError, match="mesh.cpu_devices=3, but JAX already runs with 8"):
+    with pytest.raises(RuntimeError, match=r"mesh.cpu_devices=3, but JAX already runs with 8"):
         mesh_lib.initialize(mesh_lib.MeshConfig(cpu_devices=3, compile_cache=""))
 
 
 def test_bad_platform():
-    with pytest.raises(ValueError, match="mesh.platform='tpuu'"):
+    with pytest.raises(ValueError, match=r"mesh.platform='tpuu'"):
         mesh_lib.MeshConfig(platform="tpuu")

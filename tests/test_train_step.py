@@ -66,7 +66,9 @@ def run(config, count, steps):
 
 
 def relative(tree, reference):
-    flat, ref = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (tree, reference))
+    flat, ref = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (tree, reference)
+    )
     return np.linalg.norm(flat - ref) / np.linalg.norm(ref)
 
 
@@ -118,7 +120,7 @@ def test_statistics_per_group_are_not_the_global_ones():
 
 def test_only_embeddings_are_gathered():
     config = tiny(batch_size=64)
-    init, step, mesh = build(config, 8)
+    init, step, _ = build(config, 8)
     state = jax.eval_shape(init, jax.random.key(0))
     batch = jax.eval_shape(lambda: {k: jnp.asarray(v) for k, v in next(batches(config, 1)).items()})
     text = step.lower(state, batch).compile().as_text()
@@ -159,9 +161,12 @@ def test_compute_in_bfloat16_keeps_parameters_and_loss_wide():
     init, step, mesh = build(config, 1)
     state = init(jax.random.key(0))
     state, metrics = step(state, mesh_lib.to_global(mesh, next(batches(config, 1))))
-    wide = {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(x.dtype, jnp.floating)}
+    wide = {
+        x.dtype
+        for x in jax.tree.leaves((state.params, state.batch_stats))
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    }
     assert wide == {jnp.dtype("float32")}
     assert metrics["loss"].dtype == jnp.float32
     reference = run(tiny(), 1, 1)[0][0]
     assert abs(float(metrics["loss"]) - float(reference)) < 0.1
-

@@ -4,13 +4,14 @@ One process writes every array, whole, from its own memory, so that what is dige
 read back is the same buffer, and no barrier or collective of Orbax is part of a save. What is
 written is an ordinary Orbax checkpoint in the subdirectory `state`.
 
-It is read with tensorstore, on which Orbax is built: one array can be read without the others, what
-a damaged file says of its shape is known before memory is taken, and an error is nothing but raised.
+It is read with tensorstore, on which Orbax is built: some arrays can be read without the others,
+what a damaged file says of a shape is known before memory is taken, and errors are only raised.
 """
 
 import logging
 import math
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +34,36 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 logging.getLogger("absl").addFilter(_is_not_of_orbax)
 
+# Orbax numbers its operations in a global counter; the newest and the best may be saved at once.
+_one_at_a_time = threading.Lock()
+
+
+class _SettlingHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax's own, but a write that fails is raised when all have ended, not while others go on.
+
+    Otherwise the others would write into a directory that is being removed, and print tracebacks
+    from their threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failures: list[Exception] = []
+
+    async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super()._open_and_write(*args, **kwargs)
+        except Exception as error:
+            self._failures.append(error)
+
+    async def _background_serialize(self, *args: Any, **kwargs: Any) -> None:
+        await super()._background_serialize(*args, **kwargs)
+        if self._failures:
+            raise self._failures[0]
+
 
 def write(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by path into a new directory; returns when Orbax has committed them."""
-    directory.mkdir()
+    directory.mkdir(parents=True)
     filled = {path: array for path, array in arrays.items() if array.size}
     if not filled:  # Orbax writes no empty trees, and no arrays without elements
         return
@@ -46,8 +73,12 @@ def write(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
         use_zarr3=True,
         use_compression=False,  # trained weights do not compress
         multiprocessing_options=alone,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _SettlingHandler())
+        ),
     )
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    with _one_at_a_time, checkpointer:
         checkpointer.save(directory / _NAME, ocp.args.PyTreeSave(leaves.nest(filled)))
 
 
@@ -65,18 +96,23 @@ def read(
     """
     filled = {path: kind for path, kind in wanted.items() if math.prod(kind[0])}
     found = {path: np.empty(*kind) for path, kind in wanted.items() if path not in filled}
+    _check_size(directory, filled)
+    futures = _open(directory / _NAME, filled)
+    opened = {}
+    for path, (shape, dtype) in filled.items():
+        array = _result(futures[path], path)
+        if array.shape != shape or array.dtype.numpy_dtype != dtype:
+            raise DamagedError(f"{path}: its files hold {array.dtype.name}{list(array.shape)}")
+        opened[path] = array
+    futures = {path: array.read() for path, array in opened.items()}
+    return found | {path: _result(future, path) for path, future in futures.items()}
+
+
+def _result(future: Any, path: str) -> Any:
     try:
-        _check_size(directory, filled)
-        opened = _open(directory / _NAME, filled)
-        for path, (shape, dtype) in filled.items():
-            array = opened[path].result()
-            if array.shape != shape or array.dtype.numpy_dtype != dtype:
-                raise DamagedError(f"{path}: its files hold {array.dtype.name}{list(array.shape)}")
-            opened[path] = array
-        reading = {path: array.read() for path, array in opened.items()}
-        return found | {path: future.result() for path, future in reading.items()}
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise DamagedError(f"its files cannot be read: {first_line(error)}") from error
+        return future.result()
+    except (ValueError, OSError) as error:  # so tensorstore reports all that is wrong in storage
+        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _open(directory: epath.Path, paths: Mapping[str, Any]) -> dict[str, Any]:

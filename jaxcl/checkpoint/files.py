@@ -9,6 +9,12 @@ from etils import epath
 _STEP = re.compile(r"0|[1-9][0-9]*")
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path without "~", and absolute if it is local (Orbax takes no other)."""
+    given = epath.Path(path).expanduser()
+    return epath.Path(os.path.abspath(given)) if is_local(given) else given
+
+
 def steps(directory: epath.Path, suffix: str = "") -> list[int]:
     """Steps of the entries `<step><suffix>`, complete or not, in ascending order."""
     if not directory.exists():

@@ -1,7 +1,8 @@
 """The leaves of a pytree by path: to the host and back to devices, digests, finiteness."""
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -59,6 +60,14 @@ def host_format(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], np
     return (*shape, *data.shape), np.dtype(data.dtype)
 
 
+def start_to_host(named: Iterable[Any]) -> None:
+    """Begins the transfers of all leaves, so that `to_host` need not wait for each in turn."""
+    for leaf in named:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and not is_key:
+            leaf.copy_to_host_async()
+
+
 def to_host(leaf: Any) -> np.ndarray:
     """A copy of the whole leaf in this process's memory, whatever its sharding; of keys, the data.
 
@@ -91,8 +100,13 @@ def to_devices(host: np.ndarray, dtype: str, sharding: jax.sharding.Sharding | N
     impl = generator(dtype)
     if impl is None:
         return array
-    wrap = jax.jit(lambda x: jax.random.wrap_key_data(x, impl=impl), out_shardings=sharding)
-    return wrap(array)
+    return _wrap_keys(impl, sharding)(array)
+
+
+@functools.lru_cache
+def _wrap_keys(impl: str, sharding: jax.sharding.Sharding | None) -> Callable[..., jax.Array]:
+    """Jitted, because only so it works on arrays that span processes; cached, for its compiling."""
+    return jax.jit(functools.partial(jax.random.wrap_key_data, impl=impl), out_shardings=sharding)
 
 
 def digest(array: np.ndarray) -> str:

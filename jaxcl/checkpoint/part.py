@@ -109,7 +109,7 @@ def place(
 
 def _find(directory: epath.PathLike, step: int | None) -> epath.Path:
     """The directory of a step: the one given, or the newest that has a manifest."""
-    given = epath.Path(directory)
+    given = files.absolute(directory)
     places = (given, given / "checkpoints")
     for place_ in places:
         found = [s for s in files.steps(place_) if (place_ / str(s) / manifest_lib.NAME).exists()]

@@ -67,7 +67,7 @@ class StepDirectory:
             if not leaves.same_bits(array, again[p]):
                 raise DamagedError(f"{p} reads back with other bits than were written")
         manifest_lib.write(path, manifest)
-        mark.unlink()
+        mark.unlink(missing_ok=True)
         replaced = self._beside(manifest.step, _REPLACED)
         if replaced.exists():
             replaced.rmtree()

@@ -69,7 +69,7 @@ class Checkpoints:
         self._keep = keep
         self._log = log
         self._timeout = timeout
-        self._disk = StepDirectory(epath.Path(directory), log)
+        self._disk = StepDirectory(files.absolute(directory), log)
         self._worker = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: futures.Future[None] | None = None
         self._meetings = _names(f"jaxcl/checkpoint/{next(_serial)}")
@@ -77,7 +77,7 @@ class Checkpoints:
             try:
                 self._disk.sweep()
             except OSError as error:
-                self._log(f"leftovers in {directory} could not be removed: {error}")
+                self._log(f"leftovers in {self.directory} could not be removed: {error}")
         self._meet(next(self._meetings))
 
     @property
@@ -109,6 +109,7 @@ class Checkpoints:
         numbers = manifest_lib.as_json(metrics or {}, "metrics")
         named = leaves.by_path(state)
         self.wait()
+        leaves.start_to_host(named.values())
         host: dict[str, np.ndarray] = {}
         bad: list[str] = []
         for path, leaf in named.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ class BadExample(Exception):
         return f"{self.name!r}: {self.reason}"
 
 
-@runtime_checkable
 class Source(Protocol):
     """A finite, random-access collection of images; any order of access gives the same examples.
 

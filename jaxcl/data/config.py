@@ -6,7 +6,7 @@ import dataclasses
 
 from jaxcl.data.idx import CLASS_NAMES
 
-KINDS = ("emoji", "folder", "table", "idx", "tfds", "records")
+KINDS = ("emoji", "folder", "table", "idx", "tfds", "records", "noise")
 FOLDER_LABELS = ("none", "parent", "path")
 
 
@@ -17,7 +17,8 @@ class DataConfig:
     Attributes:
       name: kind of source: "emoji" (built in), "folder" (image files), "table" (a CSV file that
         lists image files), "idx" (the four files of MNIST and Fashion-MNIST), "tfds" (a prepared
-        TensorFlow data set), "records" (ArrayRecord files).
+        TensorFlow data set), "records" (ArrayRecord files), "noise" (4096 random images of
+        `image_size` in memory, for measuring).
       path: folder or file of the data; for "tfds" its data_dir ("" is the default of TFDS).
       dataset: for "tfds" the name of the data set, with "/config:version" if wanted; for "idx"
         whose class names to use ("fashion_mnist", or "" for numbers).
@@ -90,6 +91,8 @@ class DataConfig:
             raise ValueError(f"data.holdout={self.holdout}: expected a share in [0, 1)")
         if self.holdout and self.name == "emoji":
             raise ValueError(f"data.holdout={self.holdout}: the emoji set has a fixed split 'val'")
+        if self.name == "noise" and not self.image_size:
+            raise ValueError("data.image_size=0: expected the size of the noise, 1 or more")
         if self.name in ("folder", "table", "idx", "records") and not self.path:
             raise ValueError(f"data.path is empty: name the place of the data of {self.name!r}")
         if self.name == "idx" and self.dataset not in ("", *CLASS_NAMES):

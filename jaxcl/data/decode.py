@@ -17,8 +17,23 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded, told by content. None of them starts a program, as EPS would."""
 
-EXTENSIONS = (
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
+EXTENSIONS = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    )
 )
 """File names that are taken for images when a folder is listed (in any case of letters)."""
 
@@ -157,28 +172,33 @@ def set_channels(image: Pixels, channels: int) -> Pixels:
 def fit(image: Pixels, height: int, width: int, channels: int) -> Pixels:
     """Makes u8[height, width, channels] of any image u8[h, w, 1 or 3].
 
-    The image is resized until it just covers the shape and cropped at the centre, in one step: the
-    largest centred box of the wanted proportions is resized (bicubic, antialiased). An image of
-    this size is returned as it is.
+    The image is resized (bicubic, antialiased) until it just covers the shape, and cropped at the
+    centre, in one step. An image of this size is returned as it is.
     """
     h, w = image.shape[:2]
     if (h, w) != (height, width):
         scale = min(h / height, w / width)
         box_h, box_w = min(scale * height, h), min(scale * width, w)
         top, left = (h - box_h) / 2, (w - box_w) / 2
-        image = resize_box(image, (left, top, left + box_w, top + box_h), height, width)
+        box = (left, top, left + box_w, top + box_h)
+        image = resize(image, height, width, box=box)
     return set_channels(image, channels)
 
 
-def resize_box(
+def resize(
     image: Pixels,
-    box: tuple[float, float, float, float],
     height: int,
     width: int,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
+    box: tuple[float, float, float, float] | None = None,
 ) -> Pixels:
-    """Resizes (left, top, right, bottom) of u8[h, w, C] to u8[height, width, C], antialiased."""
+    """Resizes u8[h, w, C], or the box (left, top, right, bottom) of it, antialiased.
+
+    At the edges of a box the filter sees the pixels outside of it.
+
+    Returns:
+      u8[height, width, C].
+    """
     flat = image[..., 0] if image.shape[-1] == 1 else image
-    resized = Image.fromarray(flat).resize((width, height), resample, box=box)
-    pixels = np.asarray(resized)
+    pixels = np.asarray(Image.fromarray(flat).resize((width, height), resample, box=box))
     return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -103,7 +103,7 @@ def list_images(root: Path) -> list[tuple[str, int]]:
         )
     if not listing:
         raise ValueError(
-            f"no images below {str(root)!r}: expected files named {', '.join(EXTENSIONS)}"
+            f"no images below {str(root)!r}: expected files named {', '.join(sorted(EXTENSIONS))}"
             + (f"; it has {ignored.total()} files of other names" if ignored else "")
         )
     return listing

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from jaxcl.data.decode import Pixels, resize_box
+from jaxcl.data.decode import Pixels, resize
 from jaxcl.data.philox import uniforms
 from jaxcl.views import Crop, ViewProgram
 
@@ -138,11 +138,10 @@ class HostCrop:
 
     def _resize(self, image: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
         size, method = self.crop.size, self.crop.method
+        cut = image[top : top + height, left : left + width]
         if self.crop.antialias:
-            box = (left, top, left + width, top + height)
-            return resize_box(image, box, size, size, _FILTERS[method])
-        cut = image[top : top + height, left : left + width].astype(np.float32)
-        tall = _resize_axis(cut, size, method)
+            return resize(cut, size, size, _FILTERS[method])
+        tall = _resize_axis(cut.astype(np.float32), size, method)
         wide = _resize_axis(tall.swapaxes(0, 1), size, method).swapaxes(0, 1)
         return np.clip(np.floor(wide + 0.5), 0, 255).astype(np.uint8)
 

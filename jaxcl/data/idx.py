@@ -39,6 +39,7 @@ CLASS_NAMES = {
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 8
+_PIECE = 2**24
 
 
 def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -66,7 +67,7 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
                 raise ValueError(f"{os.fspath(path)!r} ends within its header")
             shape = tuple(np.frombuffer(sizes, ">u4").tolist())
             expected = math.prod(shape)
-            data = file.read(expected + 1)
+            data = _read_at_most(file, expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
     if len(data) != expected:
@@ -112,6 +113,15 @@ def load_idx(
         tree,
         names=tuple(f"{prefix} {i}" for i in range(len(images))),
     )
+
+
+def _read_at_most(file: IO[bytes], count: int) -> bytes:
+    """Reads piece by piece, so that a wrong header does not reserve the memory that it asks for."""
+    pieces = []
+    while count > 0 and (piece := file.read(min(count, _PIECE))):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def _find(folder: Path, name: str) -> Path:

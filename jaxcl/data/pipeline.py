@@ -189,7 +189,7 @@ class _TrainSteps:
         first_row: int,
         rows: int,
     ) -> None:
-        self.read = _Reader(source, config)
+        self.read = _Reader(source, config, "replace")
         self.in_memory = self.read.in_memory
         self.sampler = sampler
         self.steps = range(start_step, stop_step)
@@ -253,7 +253,7 @@ class _EvalSteps:
     def __init__(
         self, source: Source, config: DataConfig, batch_size: int, first_row: int, rows: int
     ) -> None:
-        self.read = _Reader(source, config, substitute=False)
+        self.read = _Reader(source, config, "blank")
         self.in_memory = self.read.in_memory
         self.total = len(source)
         self.batch_size = batch_size
@@ -277,11 +277,11 @@ class _EvalSteps:
 class _Reader:
     """Examples by their indices as a batch of one size; gathered where they are in memory."""
 
-    def __init__(self, source: Source, config: DataConfig, substitute: bool = True) -> None:
+    def __init__(self, source: Source, config: DataConfig, skip: str) -> None:
+        """With on_bad="skip", bad examples are dealt with as `skip` says: "replace" or "blank"."""
         self.source = source
         self.shape = image_shape(source, config)
-        self.skip = config.on_bad == "skip"
-        self.substitute = substitute
+        self.bad = skip if config.on_bad == "skip" else "error"
         # Grey images become colour by repetition, which a whole batch can do at once.
         self.in_memory = (
             isinstance(source, ArraySource)
@@ -300,9 +300,9 @@ class _Reader:
         batch = _empty(len(indices), self.shape, self.source.tree.depth)
         for row, index in enumerate(indices.tolist()):
             try:
-                image, label, used = _example(self.source, index, self.skip and self.substitute)
+                image, label, used = _example(self.source, index, self.bad == "replace")
             except BadExample:
-                if not self.skip:
+                if self.bad != "blank":
                     raise
                 batch["index"][row] = batch["skipped"][row] = index
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,6 @@ import numpy.typing as npt
 from jaxcl.data.philox import uniform_order
 
 
-@runtime_checkable
 class Sampler(Protocol):
     """Tells the global batch of each step.
 

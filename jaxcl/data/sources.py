@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcl.data import emoji, folder, idx, records, table
+from jaxcl.data import emoji, folder, idx, noise, records, table
 from jaxcl.data.base import Source
 from jaxcl.data.config import DataConfig
 from jaxcl.data.labels import LabelTree
@@ -119,6 +119,10 @@ def _records(config: DataConfig, split: str) -> Source:
     return records.RecordsSource(place, channels=config.channels, max_pixels=config.max_pixels)
 
 
+def _noise(config: DataConfig, split: str) -> Source:
+    return noise.load_noise(split, config.image_size, config.channels)
+
+
 def _place(config: DataConfig, split: str) -> Path:
     """Where the files of a split are."""
     if split in config.splits:
@@ -139,4 +143,5 @@ _OPEN: dict[str, Callable[[DataConfig, str], Source]] = {
     "idx": _idx,
     "tfds": _tfds,
     "records": _records,
+    "noise": _noise,
 }

@@ -7,7 +7,7 @@ pixels are scored by the same code on the same examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,25 @@ class Classes:
         lookup = np.full(inverse.max(initial=-1) + 1, -2, np.int32)
         lookup[known] = np.arange(len(self.paths), dtype=np.int32)
         return np.where((paths < 0).any(1), np.int32(-1), lookup[own]).astype(np.int32)
+
+
+def shared_levels(names: Sequence[str], gallery: np.ndarray, queries: np.ndarray) -> dict[str, int]:
+    """The levels worth scoring: at least two classes, and some queries of those classes.
+
+    Args:
+        names: of the levels.
+        gallery: i32[N, L], labels that are learned from.
+        queries: i32[M, L], labels that are asked for.
+
+    Returns:
+        name -> column.
+    """
+    shared = {}
+    for level, name in enumerate(names):
+        classes = Classes.of(gallery, level)
+        if len(classes) > 1 and (classes.number(queries) >= 0).any():
+            shared[name] = level
+    return shared
 
 
 def score(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int, int]:

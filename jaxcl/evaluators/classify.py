@@ -231,7 +231,7 @@ class _Training:
         if (numbers < 0).any():
             train = data.subset(train, np.flatnonzero(numbers >= 0))
             numbers = numbers[numbers >= 0]
-        batch_size = self.batch_size(len(train))
+        batch_size = self._batch_size(len(train))
         sampler = data.Uniform(len(train), batch_size, recipe.seed)
         steps = max(1, math.ceil(recipe.epochs * sampler.steps_per_epoch))
         params = make_params(len(classes))
@@ -252,7 +252,7 @@ class _Training:
         )
         return Trained(result, params, state)
 
-    def batch_size(self, examples: int) -> int:
+    def _batch_size(self, examples: int) -> int:
         """The recipe's, or the largest that the examples fill and the devices divide."""
         sharding = self.task.sharding
         devices = 1 if sharding is None else sharding.num_devices
@@ -275,16 +275,18 @@ class _Training:
         steps: int,
     ) -> tuple[PyTree, PyTree, list[float]]:
         task = self.task
-        targets = jnp.asarray(numbers)
-        key = jax.random.key(self.recipe.seed)
 
         @jax.jit
         def step(
-            params: PyTree, state: PyTree, opt_state: PyTree, batch: Mapping[str, jax.Array], n: int
+            params: PyTree,
+            state: PyTree,
+            opt_state: PyTree,
+            batch: Mapping[str, jax.Array],
+            targets: jax.Array,
+            key: jax.Array,
         ) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
             images = batch["image"]
-            # A key for each image of each step.
-            keys = jax.random.split(jax.random.fold_in(key, n), len(images))
+            keys = jax.random.split(key, len(images))
             crop = {k.removeprefix("crop/"): v for k, v in batch.items() if k.startswith("crop/")}
             views = task.views(keys, images, crop or None).images[:, 0]
 
@@ -298,10 +300,14 @@ class _Training:
             updates, opt_state = tx.update(gradient, opt_state, params)
             return optax.apply_updates(params, updates), new, opt_state, value
 
+        # Arguments, not constants: the same task on another network is found in the compile cache.
+        targets, key = jnp.asarray(numbers), jax.random.key(self.recipe.seed)
         opt_state = tx.init(params)
         losses = []
         for n, batch in enumerate(task.feed(train, sampler, steps)):
-            params, state, opt_state, value = step(params, state, opt_state, batch, n)
+            params, state, opt_state, value = step(
+                params, state, opt_state, batch, targets, jax.random.fold_in(key, n)
+            )
             losses.append(value)
         history = [float(v) for v in losses]
         if not np.isfinite(history).all():
@@ -316,7 +322,7 @@ class _Training:
         self, params: PyTree, state: PyTree, classes: Classes
     ) -> tuple[float, int, int, int]:
         extract = make_extractor(
-            lambda variables, images: self.apply(*variables, images, False)[0],
+            lambda trees, images: self.apply(trees[0], trees[1], images, False)[0],
             self.task.view,
             self.task.sharding,
         )

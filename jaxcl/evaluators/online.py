@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcl import data
 from jaxcl.data import DataConfig, Source
-from jaxcl.evaluators.base import Classes, Features, make_extractor, raw_pixels
+from jaxcl.evaluators.base import Features, make_extractor, raw_pixels, shared_levels
 from jaxcl.evaluators.config import EvalConfig
 from jaxcl.evaluators.knn import knn, knn_selected
 from jaxcl.evaluators.linear import linear_probe
@@ -160,11 +160,7 @@ class Online:
         tree = gallery.tree
         if self.config.levels:
             return {name: tree.level(name) for name in self.config.levels}
-        shared = {}
-        for level, name in enumerate(tree.levels):
-            classes = Classes.of(gallery.labels, level)
-            if len(classes) > 1 and (classes.number(validation.labels) >= 0).any():
-                shared[name] = level
+        shared = shared_levels(tree.levels, gallery.labels, validation.labels)
         if tree.levels and not shared:
             _log.warning(
                 "evaluation: the splits %r and %r have no labels in common at any level of %s, so "

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from jaxcl.evaluators.classify import ClassifierResult
 from jaxcl.evaluators.knn import SelectedKnn
 from jaxcl.evaluators.linear import LinearResult
 
@@ -33,10 +34,16 @@ class Row:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, features: str, level: str, result: SelectedKnn | LinearResult) -> Row:
-        """The row of a result."""
+    def of(
+        cls,
+        features: str,
+        level: str,
+        result: SelectedKnn | LinearResult | ClassifierResult,
+        method: str = "",
+    ) -> Row:
+        """The row of a result; `method` is by default "knn", "linear" or "classifier"."""
         if isinstance(result, SelectedKnn):
-            settings = {
+            settings: dict[str, Any] = {
                 "k": result.k,
                 "metric": result.metric,
                 "temperature": result.test.temperature,
@@ -44,15 +51,28 @@ class Row:
                 "validation": result.validation[result.metric][result.k],
                 "unseen": result.test.unseen,
             }
-            return cls(features, "knn", level, result.accuracy, result.test.queries, settings)
-        settings = {
-            "l2": result.l2,
-            "converged": result.converged,
-            "trained_on": result.trained_on,
-            "validation": result.validation[result.l2],
-            "unseen": result.unseen,
-        }
-        return cls(features, "linear", level, result.accuracy, result.queries, settings)
+            return cls(
+                features, method or "knn", level, result.accuracy, result.test.queries, settings
+            )
+        if isinstance(result, LinearResult):
+            settings = {
+                "l2": result.l2,
+                "converged": result.converged,
+                "trained_on": result.trained_on,
+                "validation": result.validation[result.l2],
+                "unseen": result.unseen,
+            }
+            name = method or "linear"
+        else:
+            settings = {
+                "trained_on": result.trained_on,
+                "steps": result.steps,
+                "batch_size": result.batch_size,
+                "train_loss": result.train_loss,
+                "unseen": result.unseen,
+            }
+            name = method or "classifier"
+        return cls(features, name, level, result.accuracy, result.queries, settings)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

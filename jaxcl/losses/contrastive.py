@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxcl.losses import nce
 
@@ -33,7 +32,8 @@ def nt_xent(
     *,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
-    mesh: Mesh | None = None,
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
 ) -> jax.Array:
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, equation 1).
 
@@ -48,15 +48,16 @@ def nt_xent(
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
-        mesh: the devices over whose axis "data" the batch is sharded; for "ring", and for what
-            "auto" and "tiled" do with large batches on several devices.
+        mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
+            `jax.set_mesh`, if any. Without one, "auto" and "tiled" work as for one device.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
 
     Returns:
         A scalar in at least float32. An anchor without positives (V = 1) adds 0.
     """
     batch, views, _ = _check_views("nt_xent", z)
     image = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, views))
-    return _contrast(z, image, temperature, "out", views, precision, impl, mesh)
+    return _contrast(z, image, temperature, "out", views, precision, impl, mesh, kernel)
 
 
 def sup_con(
@@ -68,7 +69,8 @@ def sup_con(
     *,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
-    mesh: Mesh | None = None,
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
 ) -> jax.Array:
     """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3).
 
@@ -87,8 +89,9 @@ def sup_con(
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
-        mesh: the devices over whose axis "data" the batch is sharded; for "ring", and for what
-            "auto" and "tiled" do with large batches on several devices.
+        mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
+            `jax.set_mesh`, if any. Without one, "auto" and "tiled" work as for one device.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
 
     Returns:
         A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor without
@@ -106,7 +109,7 @@ def sup_con(
     labels = labels.astype(jnp.int32)
     own = -1 - jnp.arange(batch, dtype=jnp.int32)
     group = jnp.broadcast_to(jnp.where(labels < 0, own, labels)[:, None], (batch, views))
-    return scale * _contrast(z, group, temperature, variant, 0, precision, impl, mesh)
+    return scale * _contrast(z, group, temperature, variant, 0, precision, impl, mesh, kernel)
 
 
 def nt_xent_metrics(
@@ -160,7 +163,8 @@ def _contrast(
     block: int,
     precision: Any,
     impl: nce.Impl,
-    mesh: Mesh | None,
+    mesh: nce.AnyMesh | None,
+    kernel: nce.Kernel,
 ) -> jax.Array:
     """The mean loss of the anchors ``z[B, V, D]``; positives are the rows of equal group[B, V]."""
     scale = _inverse_temperature(temperature)
@@ -182,6 +186,7 @@ def _contrast(
         precision=precision,
         impl=impl,
         mesh=mesh,
+        kernel=kernel,
     )
     some = stats["positives"] > 0
     count = jnp.where(some, stats["positives"], 1)

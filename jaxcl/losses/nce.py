@@ -28,9 +28,9 @@ from typing import Any, Literal, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
-from jaxcl.losses import tiles
+from jaxcl.losses import kernels, tiles
 from jaxcl.losses.pairs import (
     Coefficients,
     Meta,
@@ -50,10 +50,23 @@ from jaxcl.losses.pairs import (
     usable_bound,
 )
 
-__all__ = ["Impl", "Meta", "Pairs", "Relation", "Stat", "Stats", "choose", "row_stats"]
+__all__ = [
+    "AnyMesh",
+    "Impl",
+    "Kernel",
+    "Meta",
+    "Pairs",
+    "Relation",
+    "Stat",
+    "Stats",
+    "choose",
+    "row_stats",
+]
 
 Impl = Literal["auto", "dense", "tiled", "ring"]
+Kernel = Literal["xla", "pallas"]
 Form = Literal["dense", "tiled", "ring"]
+AnyMesh = Mesh | AbstractMesh
 T = TypeVar("T")
 
 TILE = 512
@@ -73,8 +86,9 @@ def row_stats(
     bound: float | None = None,
     precision: Any = "highest",
     impl: Impl = "auto",
-    mesh: Mesh | None = None,
+    mesh: AnyMesh | None = None,
     axis: str = "data",
+    kernel: Kernel = "xla",
     tile: int = TILE,
 ) -> Stats:
     """Sums along the rows of ``scale * queries @ keys.T`` over the pairs that the relation names.
@@ -92,9 +106,11 @@ def row_stats(
             tiles are cheaper with a small one. A wrong bound gives wrong numbers.
         precision: of the matrix products, as in `jax.numpy.matmul`.
         impl: the form, or "auto" for what `choose` says.
-        mesh: over whose axis `axis` the rows are, or are to be, sharded. Without it, "tiled" and
-            "auto" are for one device.
+        mesh: over whose axis `axis` the rows are, or are to be, sharded; None takes the mesh set by
+            `jax.set_mesh`, if any. Without a mesh "tiled" and "auto" work as for one device.
         axis: name of that axis.
+        kernel: what walks over the tiles, loops of XLA or a Pallas kernel for TPU (float32 only; on
+            a CPU it is interpreted, which is slow and meant for tests).
         tile: rows and columns of a tile at most.
 
     Returns:
@@ -106,7 +122,8 @@ def row_stats(
     Raises:
         ValueError: a form that is unknown or impossible for the mesh, shapes that do not fit.
     """
-    _check(queries, keys, query_meta, key_meta, impl, mesh, axis)
+    mesh = _ambient_mesh(axis) if mesh is None else mesh
+    _check(queries, keys, query_meta, key_meta, impl, kernel, mesh, axis)
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
     queries = queries.astype(dtype)
     keys = None if keys is None else keys.astype(dtype)
@@ -115,14 +132,21 @@ def row_stats(
     rows, columns = len(queries), len(queries if keys is None else keys)
     form = choose(rows, columns, devices, dtype.itemsize) if impl == "auto" else impl
     spread = devices > 1 and form != "dense"
-    varying = (axis,) if spread else ()
-    spec = TileSpec(relation, want, usable_bound(bound, dtype), precision, tile, varying)
+    spec = TileSpec(
+        relation,
+        want,
+        usable_bound(bound, dtype),
+        precision,
+        tile,
+        varying=(axis,) if spread else (),
+        interpret=kernel == "pallas" and _interpreted(mesh),
+    )
     if form != "dense" and (rows % devices or columns % devices):
         raise ValueError(
             f'impl="{form}": {rows} rows and {columns} keys do not divide over the {devices} '
             f'devices of mesh axis "{axis}"; change the batch or use impl="dense".'
         )
-    plan = _Plan(spec, form, mesh if spread else None, axis)
+    plan = _Plan(spec, form, mesh if spread else None, axis, kernel)
     if keys is None:
         return _self_stats(plan, queries, scale, query_meta)
     return _cross_stats(plan, queries, keys, scale, query_meta, key_meta or {})
@@ -140,20 +164,39 @@ def choose(rows: int, keys: int, devices: int = 1, itemsize: int = 4) -> Form:
     return "ring" if devices > 1 and rows // devices >= RING_ROWS else "tiled"
 
 
+def _ambient_mesh(axis: str) -> AbstractMesh | None:
+    """The mesh set by `jax.set_mesh` if it has the axis, and we are not inside a shard of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return mesh if axis in kinds and kinds[axis] != AxisType.Manual else None
+
+
+def _interpreted(mesh: AnyMesh | None) -> bool:
+    """Whether Pallas kernels must be interpreted where the work is done."""
+    known = isinstance(mesh, Mesh)
+    platform = mesh.devices.flat[0].platform if known else jax.default_backend()
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(f'kernel="pallas" is for TPU, not for {platform}; use kernel="xla".')
+    return platform == "cpu"
+
+
 def _check(
     queries: jax.Array,
     keys: jax.Array | None,
     query_meta: Meta,
     key_meta: Meta | None,
     impl: str,
-    mesh: Mesh | None,
+    kernel: str,
+    mesh: AnyMesh | None,
     axis: str,
 ) -> None:
     if impl not in get_args(Impl):
         known = ", ".join(f'"{name}"' for name in get_args(Impl))
         raise ValueError(f'impl="{impl}" is unknown; it is one of {known}.')
+    if kernel not in get_args(Kernel):
+        raise ValueError(f'kernel="{kernel}" is unknown; it is "xla" or "pallas".')
     if mesh is None and impl == "ring":
-        raise ValueError('impl="ring" passes rows between devices: give it the mesh=.')
+        raise ValueError('impl="ring" passes rows between devices: give it a mesh=.')
     if mesh is not None and axis not in mesh.shape:
         raise ValueError(f'mesh has no axis "{axis}", only {tuple(mesh.shape)}.')
     if (keys is None) != (key_meta is None):
@@ -177,8 +220,14 @@ class _Plan:
 
     spec: TileSpec
     form: Form
-    mesh: Mesh | None
+    mesh: AnyMesh | None
     axis: str
+    kernel: Kernel
+
+    @property
+    def walks(self) -> Any:
+        """The module that walks over the tiles."""
+        return kernels if self.kernel == "pallas" else tiles
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -187,9 +236,7 @@ def _self_stats(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) -> S
     return _self_forward(plan, rows, scale, meta)[0]
 
 
-def _self_forward(
-    plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta
-) -> tuple[Stats, Any]:
+def _self_forward(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) -> tuple[Stats, Any]:
     spec = plan.spec
     if plan.form == "dense":
         s, stats = _matrix(spec, rows, rows, scale, meta, meta)
@@ -199,10 +246,12 @@ def _self_forward(
         relation, meta_abroad = _abroad(spec.relation, rows, meta)
 
         def block(sums: Sums, other: tuple[jax.Array, Meta]) -> Sums:
-            new = tiles.forward_rows(spec, relation, rows, other[0], scale, meta_abroad, other[1])
+            new = plan.walks.forward_cross(
+                spec, relation, rows, other[0], scale, meta_abroad, other[1]
+            )
             return merge(sums, new)
 
-        own = tiles.forward_half(spec, rows, scale, meta)
+        own = plan.walks.forward_self(spec, rows, scale, meta)
         return _over_other_devices(plan, block, own, (rows, meta_abroad))
 
     stats = finish(spec, _spread(plan, share)(scale, rows, meta))
@@ -219,11 +268,11 @@ def _self_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]:
 
         def block(total: jax.Array, other: tuple[jax.Array, Meta, Coefficients]) -> jax.Array:
             # Both rows of a pair are anchors, and what each wants of the pair is known at home.
-            return total + tiles.gradient_rows(
+            return total + plan.walks.gradient_cross(
                 spec, relation, rows, other[0], scale, meta_abroad, other[1], anchors, other[2]
             )
 
-        own = tiles.gradient_half(spec, rows, scale, meta, anchors)
+        own = plan.walks.gradient_self(spec, rows, scale, meta, anchors)
         return _over_other_devices(plan, block, own, (rows, meta_abroad, anchors))
 
     if plan.form == "dense":
@@ -269,7 +318,7 @@ def _cross_forward(
         scale: jax.Array, queries: jax.Array, keys: jax.Array, query_meta: Meta, key_meta: Meta
     ) -> Sums:
         def block(sums: Sums | None, here: tuple[jax.Array, Meta]) -> Sums:
-            new = tiles.forward_rows(
+            new = plan.walks.forward_cross(
                 spec, spec.relation, queries, here[0], scale, query_meta, here[1]
             )
             return new if sums is None else merge(sums, new)
@@ -295,7 +344,7 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
         anchors: Coefficients,
     ) -> jax.Array:
         def block(total: jax.Array | float, here: tuple[jax.Array, Meta]) -> jax.Array:
-            return total + tiles.gradient_rows(
+            return total + plan.walks.gradient_cross(
                 spec, spec.relation, queries, here[0], scale, query_meta, here[1], anchors, None
             )
 
@@ -315,7 +364,7 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
         def block(
             total: jax.Array | float, here: tuple[jax.Array, Meta, Coefficients]
         ) -> jax.Array:
-            return total + tiles.gradient_rows(
+            return total + plan.walks.gradient_cross(
                 spec, turned, keys, here[0], scale, key_meta, here[1], None, here[2]
             )
 

@@ -1,7 +1,7 @@
 """What a pair loss asks of a tile of the similarity matrix, and the arithmetic of one tile.
 
-Everything here works on one tile ``s[m, n]`` of similarities, knows no loops, and is used as it is by
-the dense form, the loops of XLA (`tiles`) and the Pallas kernels (`kernels`).
+Everything here works on one tile ``s[m, n]`` of similarities, knows no loops, and is used as it is
+by the dense form, the loops of XLA (`tiles`) and the Pallas kernels (`kernels`).
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class TileSpec:
         precision: of the matrix products.
         size: rows and columns of a tile at most.
         varying: the mesh axes over which the rows vary, inside `jax.shard_map`.
+        interpret: whether Pallas kernels are interpreted instead of compiled.
     """
 
     relation: Relation
@@ -71,6 +72,7 @@ class TileSpec:
     precision: Any
     size: int
     varying: tuple[str, ...] = ()
+    interpret: bool = False
 
 
 def usable_bound(bound: float | None, dtype: jax.typing.DTypeLike) -> float | None:

@@ -1,7 +1,7 @@
 """Row statistics and their gradients in memory linear in the rows: loops of XLA over square tiles.
 
-Two walks over the tiles: `forward_half` and `gradient_half` contrast rows with themselves and visit
-each pair once, for both of its directions; `forward_rows` and `gradient_rows` contrast rows with
+Two walks over the tiles: `forward_self` and `gradient_self` contrast rows with themselves and visit
+each pair once, for both of its directions; `forward_cross` and `gradient_cross` contrast rows with
 other rows.
 """
 
@@ -32,7 +32,7 @@ from jaxcl.losses.pairs import (
 T = TypeVar("T")
 
 
-def forward_half(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) -> Sums:
+def forward_self(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) -> Sums:
     """The sums ``[N]`` of ``rows[N, D]`` against themselves, from half of the tiles."""
     count = rows.shape[0]
     relation, rows, meta = _tiled(spec, rows, meta)
@@ -58,10 +58,10 @@ def forward_half(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) 
     return _join(lax.fori_loop(0, tiles, row_of_tiles, sums), count)
 
 
-def gradient_half(
+def gradient_self(
     spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta, coefficients: Coefficients
 ) -> jax.Array:
-    """The gradient ``[N, D]`` with respect to the rows of `forward_half`, over `scale`."""
+    """The gradient ``[N, D]`` with respect to the rows of `forward_self`, over `scale`."""
     count = rows.shape[0]
     relation, rows, meta = _tiled(spec, rows, meta)
     tiles, size, _ = rows.shape
@@ -91,7 +91,7 @@ def gradient_half(
     return _join(gradient, count)
 
 
-def forward_rows(
+def forward_cross(
     spec: TileSpec,
     relation: Relation | None,
     queries: jax.Array,
@@ -123,7 +123,7 @@ def forward_rows(
     return _join(lax.map(row_of_tiles, (queries, query_meta)), count)
 
 
-def gradient_rows(
+def gradient_cross(
     spec: TileSpec,
     relation: Relation | None,
     queries: jax.Array,

@@ -72,9 +72,7 @@ class Method(Protocol):
     ) -> LossOut:
         """The loss of one step; `batch` has "label" i32[B,L] and "index" i32[B]."""
 
-    def after_update(
-        self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array
-    ) -> PyTree:
+    def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
         """The next `extra`, after the optimizer's update; step i32[] counts completed updates."""
 
 

@@ -78,8 +78,6 @@ class SimCLR:
         metrics = losses.nt_xent_metrics(z, self.temperature)
         return LossOut(loss, batch_stats, {}, metrics, z)
 
-    def after_update(
-        self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array
-    ) -> PyTree:
+    def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
         """Nothing to carry."""
         return extra

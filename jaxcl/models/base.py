@@ -221,7 +221,7 @@ def build(backbone: BackboneConfig, heads: Mapping[str, HeadSpec]) -> Model:
       ValueError: dtype is "float64" and JAX's 64-bit mode is off.
     """
     dtype = jnp.dtype(backbone.dtype)
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if backbone.dtype == "float64" and jnp.result_type(float) != dtype:
         raise ValueError(
             "backbone.dtype='float64' needs JAX's 64-bit mode: set mesh.x64=True (JAX_ENABLE_X64=1)"
         )

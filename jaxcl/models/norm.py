@@ -1,5 +1,6 @@
 """Batch normalisation whose groups are a setting, not a consequence of the number of devices."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -59,21 +60,85 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, wide)
 
-        x = x.astype(wide)
-        if train:
-            mean, var = group_moments(x, self.groups)
-            if not self.is_initializing():
-                for running, batch in ((running_mean, mean), (running_var, var)):
-                    batch = jax.lax.stop_gradient(batch.mean(0))
-                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
-        else:
-            mean, var = running_mean.value[None], running_var.value[None]
+        if not train:
+            factor = jax.lax.rsqrt(running_var.value + self.eps)
+            factor = factor if scale is None else factor * scale
+            y = (x.astype(wide) - running_mean.value) * factor
+            return (y if bias is None else y + bias).astype(self.dtype)
 
-        factor = jax.lax.rsqrt(var + self.eps)
-        if scale is not None:
-            factor = factor * scale
-        y = (x - per_row(mean, x)) * per_row(factor, x)
-        return (y if bias is None else y + bias).astype(self.dtype)
+        y, mean, var = normalize(x, scale, bias, self.groups, self.eps, self.dtype)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                batch = jax.lax.stop_gradient(batch.mean(0))
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch
+        return y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    groups: int,
+    eps: float,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises x[N,...,C] by the statistics of each of `groups` groups of rows.
+
+    Its gradient is written out: it keeps x as it is (autodiff keeps wider copies), and reads it in
+    one reduction and one pass (autodiff: several). The gradient through the two statistics that it
+    returns is left out, as nothing is trained by the running statistics.
+
+    Args:
+      x: the batch; N is divisible by `groups`.
+      scale: [C], or None for ones.
+      bias: [C], or None for zeros.
+      groups: number of groups.
+      eps: added to the variance.
+      dtype: type of the result.
+
+    Returns:
+      y dtype[N,...,C]; mean and variance of the groups, [groups,C] in at least float32.
+    """
+    return _normalize_forward(x, scale, bias, groups, eps, dtype)[0]
+
+
+def _normalize_forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    groups: int,
+    eps: float,
+    dtype: Any,
+) -> tuple[Any, Any]:
+    wide = x.astype(jnp.promote_types(dtype, jnp.float32))
+    mean, var = group_moments(wide, groups)
+    inverse = jax.lax.rsqrt(var + eps)
+    factor = inverse if scale is None else inverse * scale
+    y = (wide - per_row(mean, x)) * per_row(factor, x)
+    y = y if bias is None else y + bias
+    return (y.astype(dtype), mean, var), (x, scale, bias, mean, inverse)
+
+
+def _normalize_backward(
+    groups: int, eps: float, dtype: Any, kept: Any, gradients: Any
+) -> tuple[Any, Any, Any]:
+    """With u = (x - mean) / std: dx = (dy - mean(dy) - u * mean(dy * u)) * scale / std."""
+    x, scale, bias, mean, inverse = kept
+    dy = gradients[0].astype(mean.dtype)
+    centered = x.astype(mean.dtype) - per_row(mean, x)
+    count = x.size // (x.shape[-1] * groups)
+    # Means over a group of dy and of dy * u.
+    shift = group_mean(dy, groups)
+    slope = group_mean(dy * centered, groups) * inverse
+    factor = inverse if scale is None else inverse * scale
+    dx = dy - per_row(shift, x) - centered * per_row(slope * inverse, x)
+    dx = (dx * per_row(factor, x)).astype(x.dtype)
+    dscale = None if scale is None else slope.sum(0) * count
+    return dx, dscale, None if bias is None else shift.sum(0) * count
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def group_moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
@@ -89,12 +154,17 @@ def group_moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
             "groups"
         )
 
-    def reduce(values: jax.Array) -> jax.Array:
-        rows = values.mean(tuple(range(1, values.ndim - 1)))
-        return rows.reshape(groups, -1, rows.shape[-1]).mean(1)
+    mean = group_mean(x, groups)
+    return mean, group_mean(jnp.square(x - per_row(mean, x)), groups)
 
-    mean = reduce(x)
-    return mean, reduce(jnp.square(x - per_row(mean, x)))
+
+def group_mean(x: jax.Array, groups: int) -> jax.Array:
+    """Mean of x[N,...,C] over the rows of each group and all inner axes: [groups,C].
+
+    Rows first: what is then brought together over devices is [N,C].
+    """
+    rows = x.mean(tuple(range(1, x.ndim - 1)))
+    return rows.reshape(groups, -1, rows.shape[-1]).mean(1)
 
 
 def per_row(stats: jax.Array, x: jax.Array) -> jax.Array:

@@ -78,7 +78,11 @@ def run_report(
         f" the method uses none. The pictures show the {split!r} split, which the training has not seen."
         if split not in ("train", online.config.gallery)
         else f"{config['method']['name']} with {config['model']['name']}.",
-        facts={"training data": source.describe(), "shown": f"{split}: {shown.describe()}", **(facts or {})},
+        facts={
+            "training data": source.describe(),
+            "shown": f"{split}: {shown.describe()}",
+            **(facts or {}),
+        },
         warnings=metrics.diagnose([row for row in logged if "loss" in row][-50:]),
         sections=sections,
         next_steps=next_steps,
@@ -87,9 +91,7 @@ def run_report(
     write_report(root / "report.html", report)
 
 
-def shown_images(
-    online: Online, variables: Mapping[str, Any]
-) -> tuple[str, Features, np.ndarray]:
+def shown_images(online: Online, variables: Mapping[str, Any]) -> tuple[str, Features, np.ndarray]:
     """(split, its features, its images u8[N,H,W,C]) for the pictures."""
     config = online.config
     split = config.test or config.validation or config.gallery

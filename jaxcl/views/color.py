@@ -1,6 +1,7 @@
 """Ops on pixel values: colour jitter, grayscale, solarize."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -133,6 +134,7 @@ class Jitter(Op):
             "hue": uniform(bits[4], -amounts[3], amounts[3]),
         }
 
+    @functools.partial(jax.jit, static_argnums=0)  # else each un-jitted call compiles the loop anew
     def transform(self, image: jax.Array, params: Params) -> jax.Array:
         """Applies the four steps in ``"order"``."""
         # A loop and not four copies: under vmap each copy computes all steps, and compilers then

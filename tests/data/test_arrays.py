@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 
-from jaxcl.data import ArraySource, LabelTree, Source
+from jaxcl.data import ArraySource, LabelTree
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 
 
 def test_images_and_labels():
     source = ArraySource(IMAGES, np.array([0, 1, 2, 0, -1, 2]))
-    assert isinstance(source, Source)
     assert source.tree == LabelTree(("label",), (("0", "1", "2"),))
     np.testing.assert_array_equal(source[3]["image"], IMAGES[3])
     np.testing.assert_array_equal(source[4]["label"], [-1])

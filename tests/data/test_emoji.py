@@ -1,3 +1,4 @@
+import collections
 import csv
 import hashlib
 import json
@@ -10,7 +11,7 @@ from corpus import png
 from PIL import Image
 
 from jaxcl.data import emoji
-from jaxcl.data.emoji import rebuild, source
+from jaxcl.data.emoji import atlas, rebuild, source
 
 FOLDER = pathlib.Path(str(resources.files("jaxcl.data.emoji")))
 
@@ -96,6 +97,13 @@ def test_rows_of_a_split_are_rows_of_all(everything):
     example = test[5]
     np.testing.assert_array_equal(example["image"], test.images[5])
     np.testing.assert_array_equal(example["label"], test.labels[5])
+
+
+def test_equal_drawings_are_as_many_as_the_text_says(everything):
+    drawings = collections.Counter(image.tobytes() for image in everything.images)
+    assert sum(count for count in drawings.values() if count > 1) == 68
+    seen = {image.tobytes() for image in emoji.load("seen").images}
+    assert sum(image.tobytes() in seen for image in emoji.load("test").images) == 12
 
 
 def test_unknown_split():
@@ -189,7 +197,7 @@ def test_rebuild_in_miniature(packages, tmp_path, capsys):
     assert [row["google"] for row in rows] == ["0", "1", "2", "3", "4", "5", "6"]
     assert [row["twitter"] for row in rows] == ["7", "8", "9", "10", "", "11", "12"]
     with Image.open(out / "atlas.png") as image:
-        tiles = rebuild.from_atlas(np.asarray(image), 13)
+        tiles = atlas.from_atlas(np.asarray(image), 13)
     with Image.open(packages / "twitter/img/twitter/64/1f603.png") as image:
         np.testing.assert_array_equal(tiles[10], rebuild.reduce_tile(image))
 
@@ -210,9 +218,9 @@ def test_packages_of_two_versions_are_refused(packages):
 @pytest.mark.parametrize(("count", "columns"), [(1, 4), (4, 4), (7, 3)])
 def test_atlas_round_trip(count, columns):
     tiles = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    atlas = np.asarray(rebuild.to_atlas(tiles, columns))
-    assert atlas.shape[1] == 32 * columns
-    np.testing.assert_array_equal(rebuild.from_atlas(atlas, count), tiles)
+    picture = np.asarray(atlas.to_atlas(tiles, columns))
+    assert picture.shape[1] == 32 * columns
+    np.testing.assert_array_equal(atlas.from_atlas(picture, count), tiles)
 
 
 def test_split_depends_on_the_codes_only():

@@ -40,7 +40,7 @@ def test_shapes_and_types_are_checked():
         TREE.check(np.zeros(3, int))
     with pytest.raises(ValueError, match=r"\[3, 1\]"):
         TREE.check(np.zeros((3, 1), int))
-    with pytest.raises(ValueError, match="integers .* float64"):
+    with pytest.raises(ValueError, match=r"integers .* float64"):
         TREE.check(np.array([[0.0, np.nan]]))
     # An id that only fits 64 bits must not come back as another one.
     with pytest.raises(ValueError, match="4294967296"):

@@ -12,7 +12,6 @@ from jaxcl.data import (
     DataConfig,
     FolderSource,
     LabelTree,
-    Source,
     load,
     write_records,
 )
@@ -132,7 +131,18 @@ def test_records(tmp_path):
     assert len(load(DataConfig(name="records", path=str(tmp_path / "one")), "train")) == 1
 
 
-def test_every_source_follows_the_protocol(tmp_path, tfds_dir):
+def test_noise():
+    config = DataConfig(name="noise", image_size=7)
+    train, again, other = (load(config, split) for split in ("train", "train", "val"))
+    assert isinstance(train, ArraySource)
+    assert train.images.shape == (4096, 7, 7, 3)
+    assert train.content_id == again.content_id != other.content_id
+    counts = np.bincount(train.images.reshape(-1), minlength=256)
+    expected = train.images.size / 256
+    assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 5 * np.sqrt(2 * 255)
+
+
+def test_texts_of_a_source_tell_its_content_and_not_its_place(tmp_path, tfds_dir):
     make(tmp_path, "a/1.png")
     for config in (
         DataConfig(),
@@ -140,7 +150,6 @@ def test_every_source_follows_the_protocol(tmp_path, tfds_dir):
         DataConfig(name="tfds", path=tfds_dir, dataset="tiny_shapes"),
     ):
         source = load(config, "train")
-        assert isinstance(source, Source)
         assert source.content_id in repr(source)
         assert str(tmp_path) not in repr(source)  # not where it lies
         assert source.describe().startswith(f"{len(source):,} images, labels: ")
@@ -157,6 +166,7 @@ def test_every_source_follows_the_protocol(tmp_path, tfds_dir):
         ({"channels": 4}, r"data\.channels=4"),
         ({"crop": "host "}, r"data\.crop="),
         ({"on_bad": "ignore"}, r"data\.on_bad='ignore': expected one of \['error', 'skip'\]"),
+        ({"name": "noise", "image_size": 0}, r"data\.image_size=0: expected the size of the noise"),
         ({"image_size": -1}, r"data\.image_size=-1"),
         ({"max_pixels": 0}, r"data\.max_pixels=0"),
         ({"workers": -1}, r"data\.workers=-1: expected 0 or more"),

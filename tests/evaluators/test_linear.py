@@ -42,7 +42,7 @@ def test_same_optimum_as_sklearn(l2, standardise):
 
 
 def test_warm_started_path_reaches_the_same_optima():
-    train = blobs(200, 8, 4, 0)
+    train = blobs(300, 12, 5, 0)
     l2s = (1e-2, 1.0, 1e-3)
     for l2, model in zip(l2s, logistic_path(train, -1, l2s, max_iterations=2000), strict=True):
         alone = logistic_regression(train, l2=l2, max_iterations=2000)
@@ -51,17 +51,23 @@ def test_warm_started_path_reaches_the_same_optima():
         np.testing.assert_allclose(model.weights, alone.weights, atol=5e-3)
 
 
+def test_rows_of_padding_change_nothing():
+    train, some = blobs(300, 12, 5, 0), blobs(170, 12, 5, 1)
+    for data in (train, some):
+        (padded,) = logistic_path(data, -1, (1e-2,), pad_to=300)
+        x, y = StandardScaler().fit_transform(data.h.astype(float)), data.labels[:, 0]
+        theirs = LogisticRegression(C=100 / len(data), tol=1e-10, max_iter=20000).fit(x, y)
+        np.testing.assert_allclose(padded.weights.T, theirs.coef_, atol=5e-3)
+
+
 def test_probe_chooses_on_validation_fits_again_and_counts():
-    train, validation, test = (
-        blobs(60, 30, 3, 0, 2),
-        blobs(60, 30, 3, 1, 2),
-        blobs(200, 30, 3, 2, 2),
-    )
+    train, validation, test = (blobs(n, 12, 5, i, 3) for i, n in enumerate((150, 150, 200)))
     labels = test.labels.copy()
     labels[:7], labels[7:10] = -1, 11
+    test = Features(test.h, labels)
     l2s = (1e-4, 1e-1, 1.0, 10.0)
-    result = linear_probe(train, validation, Features(test.h, labels), l2s=l2s)
-    models = logistic_path(train, -1, l2s)
+    result = linear_probe(train, validation, test, l2s=l2s)
+    models = logistic_path(train, -1, l2s, tolerance=1e-4, pad_to=300)
     assert result.validation == {
         l2: m.accuracy(validation)[0] for l2, m in zip(l2s, models, strict=True)
     }
@@ -69,10 +75,22 @@ def test_probe_chooses_on_validation_fits_again_and_counts():
     assert result.l2 == max(l2 for l2, v in result.validation.items() if v == best)
     assert len(set(result.validation.values())) > 1  # there was something to choose
     assert (result.queries, result.unlabelled, result.unseen) == (193, 7, 3)
-    assert result.trained_on == 120
+    assert result.trained_on == 300
     again = logistic_regression(train.join(validation), l2=result.l2, tolerance=1e-4)
-    assert result.accuracy == again.accuracy(Features(test.h, labels))[0]
+    assert result.accuracy == again.accuracy(test)[0]
     assert result.scalars("p/")["p/accuracy"] == result.accuracy
+    other = linear_probe(train, validation, test, l2s=(result.l2,), refit=train)
+    assert other.trained_on == 150
+    assert other.accuracy != result.accuracy
+
+
+def test_preconditioning_saves_iterations_on_collinear_features():
+    train = blobs(300, 12, 5, 0)
+    mix = np.random.default_rng(0).normal(size=(12, 12)) * np.logspace(0, -2, 12)
+    mixed = Features((train.h @ mix.astype(np.float32)).astype(np.float32), train.labels)
+    model = logistic_regression(mixed, l2=1e-4, tolerance=1e-4)
+    assert model.converged
+    assert model.iterations < 60
 
 
 def test_constant_features_are_left_alone():
@@ -88,7 +106,7 @@ def test_paper_grid():
 
 
 def test_errors():
-    data = blobs(20, 4, 3, 0)
+    data = blobs(300, 12, 5, 0)
     with pytest.raises(ValueError, match=r"l2=\(-1,\)"):
         logistic_regression(data, l2=-1)
     with pytest.raises(ValueError, match="1 class"):
@@ -97,4 +115,4 @@ def test_errors():
         logistic_regression(Features(data.h + np.inf, data.labels))
     blank = Features(data.h, np.full_like(data.labels, -1))
     with pytest.raises(ValueError, match="no example to score"):
-        linear_probe(data, data, blank, l2s=(1.0,))
+        linear_probe(data, data, blank, l2s=(1.0,), refit=data)

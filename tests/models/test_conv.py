@@ -36,9 +36,13 @@ def test_forward_and_gradients(size, stride, shape):
     expected = oracle(x, kernel, stride)
     weights = rng.normal(size=expected.shape)
     with jax.enable_x64(True):
-        y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride), jnp.asarray(x), jnp.asarray(kernel))
-        gx, gk = vjp(jnp.asarray(weights))
-        assert y.dtype == jnp.float64
+
+        def run(x, kernel, weights):
+            y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride), x, kernel)
+            return y, *vjp(weights)
+
+        y, gx, gk = (np.asarray(a) for a in jax.jit(run)(x, kernel, weights))
+        assert y.dtype == np.float64
     np.testing.assert_allclose(y, expected, atol=1e-12)
 
     # The convolution is linear in each argument: its gradient is tested by inner products.

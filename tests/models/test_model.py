@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcl.models import BackboneConfig, HeadSpec, build
+from jaxcl.models.resnet import DEPTHS
 
-TINY = BackboneConfig(width=1 / 32, stem="cifar", zero_init_residual=False)
-HEADS = {"projection": HeadSpec((-1, 4)), "plain": HeadSpec((3,), batch_norm=False), "none": HeadSpec(())}
+DEPTHS[6] = ((1, 0, 0, 1), False)  # two blocks: what is tested here does not depend on more
+TINY = BackboneConfig("resnet6", width=1 / 32, stem="cifar", zero_init_residual=False)
+HEADS = {
+    "projection": HeadSpec((-1, 4)),
+    "plain": HeadSpec((3,), batch_norm=False),
+    "none": HeadSpec(()),
+}
 
 
 def images(n=8, dtype=np.float32):
@@ -45,7 +52,7 @@ def test_contract():
     jax.tree.map(np.testing.assert_array_equal, same, v["batch_stats"])
     assert np.abs(h_eval - h).max() > 1e-3
     backbone = {kind: {"backbone": v[kind]["backbone"]} for kind in v}
-    encoded = model.encode(backbone["params"], backbone["batch_stats"], images())
+    encoded = jax.jit(model.encode)(backbone["params"], backbone["batch_stats"], images())
     np.testing.assert_allclose(encoded, h_eval, rtol=1e-5, atol=1e-6)
 
 
@@ -61,9 +68,10 @@ def test_feature_dim(name, width, dim):
 
 def test_parameters_ignore_the_image_size_and_heads_do_not_change_the_backbone():
     _, v = made()
-    other = build(TINY, {"projection": HEADS["projection"]}).init(jax.random.key(0), (12, 12, 3))
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
-    assert shapes(v["params"]["backbone"]) == shapes(other["params"]["backbone"])
+    other = build(TINY, {}).init(jax.random.key(0), (12, 16, 3))
+    assert jax.tree.map(jnp.shape, other["params"]["backbone"]) == jax.tree.map(
+        jnp.shape, v["params"]["backbone"]
+    )
 
 
 def test_bfloat16_computes_low_and_returns_float32():
@@ -88,7 +96,7 @@ def test_float64_stays_float64():
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float64")}
         text = str(jax.make_jaxpr(lambda x: run(model, v, x, True))(images(dtype=np.float64)))
         assert "f32" not in text
-    with pytest.raises(ValueError, match="float64.*64-bit mode"):
+    with pytest.raises(ValueError, match=r"float64.*64-bit mode"):
         build(config, {})
 
 
@@ -98,10 +106,9 @@ def test_input_normalisation():
     plain = build(TINY, HEADS)
     x = images()
     by_hand = ((x - np.array(mean)) / np.array(std)).astype(np.float32)
-    h = model.encode(v["params"], v["batch_stats"], x)
-    np.testing.assert_allclose(
-        h, plain.encode(v["params"], v["batch_stats"], by_hand), rtol=1e-4, atol=1e-5
-    )
+    (h, _), _ = run(model, v, x, False)
+    (expected, _), _ = run(plain, v, by_hand, False)
+    np.testing.assert_allclose(h, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"3 numbers and the images have 1 channels"):
         model.init(jax.random.key(0), (8, 8, 1))
 
@@ -151,6 +158,37 @@ def test_same_on_one_and_eight_devices_and_groups_differ():
         for a, b in pairs:
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     assert np.abs(results[1, 8][0] - results[8, 8][0]).max() > 1e-2
+
+
+def test_only_sums_of_parameters_and_statistics_cross_devices(monkeypatch):
+    """Every kind of layer, forward and backward: images and activations stay on their device."""
+    monkeypatch.setitem(DEPTHS, 7, ((1, 0, 0, 1), True))
+    config = BackboneConfig("resnet7", 1 / 32, "resnet_d", selective_kernels=True)
+    model, v = made(config, {"z": HeadSpec((-1, 4))})
+    rows = 24  # no parameter has a side of 24
+
+    def loss(params, stats, x):
+        (_, heads), stats = model.apply(params, stats, x, True, None)
+        return (heads["z"][-1] ** 3).sum(), stats
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    step = jax.jit(
+        jax.grad(loss, has_aux=True),
+        in_shardings=(everywhere, everywhere, sharded),
+        out_shardings=everywhere,
+    )
+    x = jax.ShapeDtypeStruct((rows, 16, 16, 3), jnp.float32)
+    text = step.lower(v["params"], v["batch_stats"], x).compile().as_text()
+    found = re.findall(
+        r"= (.*) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
+        r"(?:-start)?\(",
+        text,
+    )
+    assert {operation for _, operation in found} == {"all-reduce"}
+    shapes = [s.split(",") for result, _ in found for s in re.findall(r"\[([\d,]*)\]", result)]
+    assert shapes
+    assert not any(str(rows) in shape for shape in shapes), shapes
 
 
 def test_groups_are_separate_batches():

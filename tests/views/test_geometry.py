@@ -72,7 +72,7 @@ def test_drawn_angles_fill_the_range():
 
 
 def test_bad_fields_are_named():
-    with pytest.raises(ValueError, match="Rotate.angles"):
+    with pytest.raises(ValueError, match=r"Rotate.angles = \(\)"):
         views.Rotate(angles=())
-    with pytest.raises(ValueError, match="Rotate.between"):
+    with pytest.raises(ValueError, match=r"Rotate.between = \(30.0, -30.0\)"):
         views.Rotate(between=(30.0, -30.0))

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-TILE = 32
-COLUMNS = 62
+from jaxcl.data.emoji.atlas import TILE, digest_lines, to_atlas
+
 FIELDS = ("unified", "name", "category", "subcategory")
 
 SPLIT_SEED = 0
@@ -103,27 +103,6 @@ def split_codes(codes: Sequence[str]) -> tuple[list[str], list[str]]:
     unseen = int(len(codes) * UNSEEN_SHARE)
     validation = int(len(codes) * VALIDATION_SHARE)
     return sorted(shuffled[:unseen]), sorted(shuffled[unseen : unseen + validation])
-
-
-def to_atlas(tiles: npt.NDArray[np.uint8], columns: int = COLUMNS) -> Image.Image:
-    """Lays tiles u8[N, 32, 32, 3] out row by row; what is left of the last row is white."""
-    rows = -(-len(tiles) // columns)
-    padded = np.full((rows * columns, TILE, TILE, 3), 255, np.uint8)
-    padded[: len(tiles)] = tiles
-    grid = padded.reshape(rows, columns, TILE, TILE, 3).transpose(0, 2, 1, 3, 4)
-    return Image.fromarray(grid.reshape(rows * TILE, columns * TILE, 3))
-
-
-def from_atlas(atlas: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
-    """The inverse of `to_atlas`: the first `count` tiles, u8[count, 32, 32, 3]."""
-    rows, columns = atlas.shape[0] // TILE, atlas.shape[1] // TILE
-    grid = atlas.reshape(rows, TILE, columns, TILE, 3).transpose(0, 2, 1, 3, 4)
-    return np.ascontiguousarray(grid.reshape(-1, TILE, TILE, 3)[:count])
-
-
-def digest_lines(lines: Sequence[str]) -> str:
-    """SHA-256 of lines, whatever the line ends of the file that they were read from."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write(

@@ -1,0 +1,64 @@
+"""Which layer is probed, and which parameters it needs."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_network import build
+
+from jaxcl.evaluators import Layer
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "heads", "expected"),
+    [
+        ("h", ("a", "b"), Layer()),
+        ("z", ("a",), Layer("a", -1)),
+        ("z:b", ("a", "b"), Layer("b", -1)),
+        ("head:2", ("a",), Layer("a", 2)),
+        ("head:b:1", ("a", "b"), Layer("b", 1)),
+    ],
+)
+def test_parse_and_its_inverse(text, heads, expected):
+    layer = Layer.parse(text, heads)
+    assert layer == expected
+    assert Layer.parse(str(layer), heads) == layer
+
+
+@pytest.mark.parametrize("text", ["", "H", "h:1", "head", "head:0", "head:-1", "head:a", "z:1:2"])
+def test_parse_refuses(text):
+    with pytest.raises(ValueError, match="layer="):
+        Layer.parse(text, ("a",))
+
+
+def test_parse_wants_the_head_named():
+    with pytest.raises(ValueError, match=r"name one of the heads \['a', 'b'\]"):
+        Layer.parse("z", ("a", "b"))
+    with pytest.raises(ValueError, match="name one of the heads"):
+        Layer.parse("head:c:1", ("a", "b"))
+
+
+def test_outputs_are_those_of_the_whole_network_and_need_their_parts_only():
+    model = build()
+    variables = model.init(jax.random.key(0), SHAPE)
+    images = jax.random.uniform(jax.random.key(1), (3, *SHAPE))
+    (h, heads), _ = model.apply(variables["params"], variables["batch_stats"], images, False)
+    expected = {
+        "h": h,
+        "z": heads["projection"][1],
+        "head:1": heads["projection"][0],
+        "head:2": heads["projection"][1],
+    }
+    assert heads["projection"][0].shape == (3, 12)
+    for text, value in expected.items():
+        network = Layer.parse(text, ("projection",)).of(model)
+        part = network.select(variables)
+        assert ("head_projection" in part["params"]) == (text != "h")
+        np.testing.assert_array_equal(network.encode(part, images), value)
+        assert network.width(part, SHAPE) == value.shape[1]
+
+
+def test_a_layer_that_is_not_there():
+    with pytest.raises(ValueError, match="has 2 layers, there is no layer 3"):
+        Layer.parse("head:3", ("projection",)).of(build())

@@ -1,0 +1,108 @@
+"""The evaluator of a run in training."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from sklearn.datasets import load_digits
+from tiny_network import build
+
+from jaxcl import data
+from jaxcl.data import ArraySource, DataConfig, LabelTree
+from jaxcl.evaluators import EvalConfig, Online, effective_rank, knn, knn_selected, linear_probe
+
+TREE = LabelTree(
+    ("parity", "digit", "image"),
+    (("even", "odd"), tuple("0123456789"), tuple(map(str, range(600)))),
+)
+ROWS = {"train": (0, 100), "val": (100, 150), "test": (150, 203), "seen": (0, 150)}
+CONFIG = EvalConfig(
+    gallery="train", validation="val", test="test", test_gallery="seen", ks=(1, 5), batch_size=16
+)
+
+
+@pytest.fixture(autouse=True)
+def digits(monkeypatch):
+    x, y = load_digits(return_X_y=True)
+    images = (x.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+
+    def load(config, split):
+        rows = np.arange(*ROWS[split.removeprefix("bare ")])
+        if split.startswith("bare"):
+            return ArraySource(images[rows])
+        labels = np.stack([y[rows] % 2, y[rows], rows], 1)
+        return ArraySource(images[rows], labels.astype(np.int32), TREE)
+
+    monkeypatch.setattr(data, "load", load)
+
+
+def online(config=CONFIG, devices=8):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    return Online(config, DataConfig(image_size=8, channels=1, threads=1), build(), mesh)
+
+
+def variables():
+    return build().init(jax.random.key(0), (8, 8, 1))
+
+
+def test_levels_without_common_classes_are_left_out_and_unknown_ones_refused():
+    assert online().levels == {"parity": 0, "digit": 1}
+    with pytest.raises(ValueError, match="no label level 'colour'"):
+        online(EvalConfig(gallery="train", validation="val", levels=("colour",)))
+
+
+def test_monitor_is_the_best_knn_on_validation_and_its_mean():
+    made, trees = online(), variables()
+    scores = made.run(trees["params"], trees["batch_stats"])
+    gallery, validation = (made.features(trees, split) for split in ("train", "val"))
+    for name, level in made.levels.items():
+        tried = [
+            value
+            for metric in ("cosine", "centred_cosine")
+            for value in knn(gallery, validation, level, (1, 5), 0.1, metric).accuracy.values()
+        ]
+        assert scores[f"knn/{name}"] == max(tried)
+    assert scores["knn"] == pytest.approx((scores["knn/parity"] + scores["knn/digit"]) / 2)
+    assert scores["effective_rank"] == pytest.approx(effective_rank(gallery.h))
+    assert set(scores) == {"knn", "knn/parity", "knn/digit", "effective_rank"}
+
+
+def test_features_are_of_each_image_once_and_of_the_encoder_alone():
+    made, trees = online(), variables()
+    got = made.features(trees, "test")
+    images = np.concatenate([b["image"][b["mask"]] for b in made.batches("test")])
+    assert images.shape == (53, 8, 8, 1)
+    expected = build().encode(trees["params"], trees["batch_stats"], images / np.float32(255))
+    np.testing.assert_allclose(got.h, expected, atol=1e-5)
+    np.testing.assert_array_equal(got.labels, made.source("test").labels)
+    alone = {kind: {"backbone": tree["backbone"]} for kind, tree in trees.items()}
+    np.testing.assert_array_equal(made.features(alone, "test").h, got.h)
+    one = online(devices=1).features(trees, "test")
+    np.testing.assert_allclose(one.h, got.h, atol=1e-5)
+    pixels = made.features(None, "test")
+    np.testing.assert_allclose(pixels.h, images.reshape(53, -1) / 255, rtol=1e-6)
+
+
+def test_table_chooses_on_validation_and_scores_the_test_split():
+    made, trees = online(), variables()
+    rows = made.table_rows({"raw pixels": None, "trained encoder": trees})
+    assert [(r.features, r.method, r.level) for r in rows] == [
+        (name, method, level)
+        for name in ("raw pixels", "trained encoder")
+        for level in ("parity", "digit")
+        for method in ("knn", "linear")
+    ]
+    assert {r.queries for r in rows} == {53}
+    train, val, test, seen = (made.features(None, s) for s in ("train", "val", "test", "seen"))
+    by_hand = knn_selected(train, val, test, 1, (1, 5), test_gallery=seen)
+    assert rows[2].accuracy == by_hand.accuracy
+    assert rows[2].settings["gallery"] == 150
+    assert rows[3].accuracy == linear_probe(train, val, test, 1).accuracy
+
+
+def test_data_without_labels_have_features_and_no_scores():
+    made, trees = online(EvalConfig(gallery="bare train", validation="bare val")), variables()
+    assert made.levels == {}
+    assert set(made.run(trees["params"], trees["batch_stats"])) == {"effective_rank"}
+    assert made.table_rows({"trained encoder": trees}) == []
+    assert len(made.features(trees, "bare val")) == 50

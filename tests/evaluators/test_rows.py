@@ -1,0 +1,69 @@
+"""Rows and their table."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxcl.evaluators import (
+    ClassifierResult,
+    Features,
+    LinearResult,
+    Row,
+    knn_selected,
+    scalars,
+    table,
+)
+
+
+def rows():
+    return [
+        Row("raw pixels", "knn", "kind", 0.5, 40, {"k": 3}),
+        Row("trained encoder", "knn", "kind", 0.625, 40),
+        Row("raw pixels", "linear", "colour", 0.25, 38),
+    ]
+
+
+def test_table_has_every_number_once_and_marks_the_best():
+    made = table(rows(), "a title")
+    assert [c.header for c in made.columns] == ["features", "knn\nkind", "linear\ncolour"]
+    cells = [list(c.cells) for c in made.columns]
+    assert cells == [
+        ["raw pixels", "trained encoder"],
+        ["50.0", "[bold]62.5[/bold]"],
+        ["[bold]25.0[/bold]", "-"],
+    ]
+    assert made.caption == "kind: 40 queries, colour: 38 queries"
+    console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(made)
+        assert "62.5" in console.export_text()
+
+
+def test_rows_go_to_json_and_back():
+    for row in rows():
+        assert Row(**json.loads(json.dumps(row.as_dict()))) == row
+    assert scalars(rows(), "test/")["test/raw pixels/linear/colour"] == 0.25
+
+
+def test_rows_of_results_carry_their_settings():
+    rng = np.random.default_rng(0)
+    data = Features(rng.normal(size=(20, 4)).astype(np.float32), np.arange(20)[:, None] % 3)
+    nearest = Row.of("x", "kind", knn_selected(data, data, data, ks=(1, 2)))
+    assert (nearest.method, nearest.accuracy, nearest.queries) == ("knn", 1.0, 20)
+    assert nearest.settings["k"] == 1
+    assert nearest.settings["gallery"] == 40
+    linear = LinearResult(0.5, 0.6, 0.1, {0.1: 0.4}, 9, 1, 2, 30, 5, False)
+    row = Row.of("x", "kind", linear, "linear 10%")
+    assert (row.method, row.queries) == ("linear 10%", 9)
+    assert row.settings == {
+        "l2": 0.1,
+        "converged": False,
+        "trained_on": 30,
+        "validation": 0.4,
+        "unseen": 2,
+    }
+    tuned = Row.of("x", "kind", ClassifierResult(0.7, 0.1, 2.3, 9, 0, 0, 30, 3, 12, 8), "finetune")
+    assert tuned.accuracy == pytest.approx(0.7)
+    assert (tuned.settings["steps"], tuned.settings["batch_size"]) == (12, 8)

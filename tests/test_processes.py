@@ -1,0 +1,119 @@
+"""Two processes over loopback are the same run as one."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcl import checkpoint, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+BASE = {
+    "batch_size": 16,
+    "model.width": 0.0625,
+    "method.projection.layers": (16, 8),
+    "views.ops.crop.size": 8,
+    "evaluation.every": 0,
+    "evaluation.test": "",
+    "evaluation.gallery": "",
+    "run.log_every": 1,
+    "run.report": False,
+}
+ONE_FLOAT32_STEP = BASE | {
+    "steps": 1,
+    "optim.name": "sgd",
+    "optim.base_lr": 1e5,  # after one such step the parameters are the gradient, but for the scale
+    "optim.scaling": "none",
+    "optim.schedule": "constant",
+    "optim.momentum": 0.0,
+    "optim.weight_decay": 0.0,
+    "optim.warmup_epochs": 0.0,
+}
+TWENTY_FLOAT64_STEPS = BASE | {
+    "steps": 20,
+    "optim.warmup_epochs": 0.05,
+    "model.dtype": "float64",
+    "mesh.x64": True,
+}
+
+
+def run(settings, root, cache, processes):
+    flags = [
+        "--config=configs/quickstart.py",
+        f"--workdir={root}",
+        f"--config.mesh.compile_cache={cache}",
+    ]
+    flags += [f"--config.{k}={v}" for k, v in settings.items()]
+    if processes == 1:
+        command = [sys.executable, "-m", "jaxcl.main", *flags, "--config.mesh.cpu_devices=4"]
+    else:
+        command = [
+            sys.executable,
+            "launch/local.py",
+            f"--processes={processes}",
+            f"--devices={4 // processes}",
+            "--",
+            *flags,
+        ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if processes > 1:
+        assert f"4 devices (cpu) in {processes} processes" in done.stdout
+    return [row["loss"] for row in metrics.read_metrics(root)]
+
+
+def parameters(root):
+    with jax.enable_x64(True):
+        tree, _ = checkpoint.restore_part(root, {"params": None})
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree["params"])])
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss_tolerance", "parameter_tolerance"),
+    [(ONE_FLOAT32_STEP, 1e-6, 1e-5), (TWENTY_FLOAT64_STEPS, 1e-10, 1e-10)],
+    ids=["one float32 step", "twenty float64 steps"],
+)
+def test_two_processes_equal_one(settings, loss_tolerance, parameter_tolerance, tmp_path):
+    cache = tmp_path / "xla"
+    one = run(settings, tmp_path / "one", cache, 1)
+    two = run(settings, tmp_path / "two", cache, 2)
+    assert len(one) == settings["steps"]
+    np.testing.assert_allclose(two, one, rtol=loss_tolerance)
+    a, b = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    assert np.linalg.norm(a - b) <= parameter_tolerance * np.linalg.norm(a)
+
+
+def test_dry_run_prints_the_commands():
+    done = subprocess.run(
+        [sys.executable, "launch/local.py", "--dry_run", "--processes=2", "--", "--config=x.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert "--process=1" in lines[1]
+    assert "--config=x.py" in lines[0]
+
+
+def test_a_process_that_fails_ends_the_others():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "launch/local.py",
+            "--",
+            "--config=configs/quickstart.py",
+            "--config.batch_size=-1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "ended with exit code 1" in done.stderr
+    assert "batch_size=-1: expected 1 or more" in done.stderr

@@ -1,0 +1,187 @@
+"""Whole runs: what they leave, and that an interrupted run becomes the run that was not interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxcl import checkpoint, data, metrics, train
+from jaxcl import config as config_lib
+from jaxcl.data import pipeline
+from jaxcl.views import presets
+
+STEPS = 6
+
+
+def tiny(cache, **changes):
+    c = config_lib.base("simclr", presets.simclr(8, strength=0.5))
+    c.name, c.steps, c.batch_size = "tiny", STEPS, 16
+    c.model.width, c.model.stem = 0.0625, "cifar"
+    c.method.projection.layers = (16, 8)
+    c.optim.warmup_epochs = 0.01
+    c.run.log_every, c.run.checkpoint_every = 1, 2
+    c.mesh.compile_cache = str(cache)
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """The workdir of a run without interruption."""
+    root = tmp_path_factory.mktemp("whole")
+    result = train.train(config_lib.from_dict(tiny(cache)), str(root))
+    assert result["complete"]
+    assert result["step"] == STEPS
+    return root
+
+
+def leaves(root, step=STEPS):
+    return checkpoint.read_manifest(root, step).leaves
+
+
+def rows(root):
+    return [
+        {k: v for k, v in row.items() if k not in metrics.TIMES}
+        for row in metrics.read_metrics(root)
+    ]
+
+
+def test_a_run_leaves_a_workdir(whole):
+    stored = json.loads((whole / "config.json").read_text())
+    assert config_lib.from_dict(stored).steps == STEPS
+    assert [row["step"] for row in rows(whole)] == list(range(1, STEPS + 1))
+    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir()) == [4, 6]
+
+
+def test_a_crash_loses_nothing(whole, cache, tmp_path, monkeypatch):
+    real = pipeline.train_batches
+
+    def breaks(*args, **kwargs):
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 3:
+                raise OSError("the disk of the images is gone")
+            yield batch
+
+    config = config_lib.from_dict(tiny(cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "train_batches", breaks)
+        with pytest.raises(OSError, match="is gone"):
+            train.train(config, str(tmp_path))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    train.train(config, str(tmp_path))
+    assert leaves(tmp_path) == leaves(whole)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_a_complete_run_is_not_trained_again(whole, cache):
+    before = leaves(whole)
+    result = train.train(config_lib.from_dict(tiny(cache)), str(whole))
+    assert result["complete"]
+    assert leaves(whole) == before
+
+
+def test_the_workdir_of_another_experiment_is_refused(whole, cache):
+    other = config_lib.from_dict(tiny(cache, **{"method.temperature": 0.5, "run.log_every": 3}))
+    with pytest.raises(train.RunError, match=r"method.temperature: 0.1 there, 0.5 now") as error:
+        train.train(other, str(whole))
+    assert "log_every" not in str(error.value)
+
+
+def test_training_that_is_not_finite_stops_with_advice(cache, tmp_path):
+    changes = {"optim.base_lr": 1e30, "optim.name": "sgd", "run.max_rejected": 2, "steps": 40}
+    with pytest.raises(train.RunError, match=r"were not finite.*Lower optim.base_lr"):
+        train.train(config_lib.from_dict(tiny(cache, **changes)), str(tmp_path))
+
+
+def command(cache, root):
+    overrides = [
+        "steps=6",
+        "batch_size=16",
+        "model.width=0.0625",
+        "method.projection.layers=(16,8)",
+        "optim.warmup_epochs=0.01",
+        "evaluation.every=0",
+        "evaluation.test=",
+        "run.log_every=1",
+        "run.checkpoint_every=2",
+        "run.report=False",
+        "views.ops.crop.size=8",
+        f"mesh.compile_cache={cache}",
+        "mesh.cpu_devices=2",
+    ]
+    flags = [f"--config.{o}" for o in overrides]
+    return [
+        sys.executable,
+        "-m",
+        "jaxcl.main",
+        "--config=configs/quickstart.py",
+        f"--workdir={root}",
+        *flags,
+    ]
+
+
+def start(cache, root):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command(cache, root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for(path, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def commanded(cache, tmp_path_factory):
+    """The workdir of the command's run without interruption."""
+    root = tmp_path_factory.mktemp("commanded")
+    process = start(cache, root)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    assert "next:" in output
+    return root
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_signal_loses_nothing(number, commanded, cache, tmp_path):
+    process = start(cache, tmp_path)
+    wait_for(tmp_path / "checkpoints" / "2" / "manifest.json", process)
+    process.send_signal(number)
+    output = process.communicate(timeout=600)[0]
+    if number == signal.SIGINT and "next:" not in output:
+        assert process.returncode == 0, output
+        assert "The same command goes on from there" in output
+    again = start(cache, tmp_path)
+    output = again.communicate(timeout=600)[0]
+    assert again.returncode == 0, output
+    assert leaves(tmp_path) == leaves(commanded)
+    assert rows(tmp_path) == rows(commanded)
+
+
+def test_a_mistake_on_the_command_line_is_one_line(cache, tmp_path):
+    done = subprocess.run(
+        [*command(cache, tmp_path), "--config.batch_size=999999"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "batch" in done.stderr
+    assert "Traceback" not in done.stderr
