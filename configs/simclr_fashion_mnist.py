@@ -20,6 +20,7 @@ def get_config(arg: str = "20") -> ConfigDict:
     c.batch_size = 256
     c.epochs = float(arg)
     c.data.name, c.data.path = "idx", "/usr/share/datasets/fashion-mnist"
+    c.data.dataset = "fashion_mnist"  # names of the classes
     c.data.image_size, c.data.channels = 28, 1
     c.model.name, c.model.width, c.model.stem = "resnet18", 0.25, "cifar"
     c.method.projection.layers = (128, 64)

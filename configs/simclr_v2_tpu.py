@@ -7,7 +7,7 @@ Expected (the authors' README, not measured here), linear accuracy: ResNet-50 71
 79.8 %. Without their momentum memory, which is no part of the released code, an author reports 71.1 % for ResNet-50.
 
 The head has three layers of the encoder's width; fine-tuning starts from its first layer (`python -m jaxcl.probe
---eval=finetune --layer=projection:1`). Learning rate 0.1 * sqrt(B), warm-up 5 % of the training, as the author states in the
+--eval=finetune --layer=head:1 --recipe=v2`). Learning rate 0.1 * sqrt(B), warm-up 5 % of the training, as the author states in the
 repository's discussions; weight decay 1e-4 as the README's command. The data is prepared as for `simclr_tpu`.
 """
 

@@ -93,10 +93,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     restored = checkpoints.restore(abstract)
     state, first_step = restored or (jit_init(key), 0)
     best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
-    best_score = max(
-        (checkpoint.read_manifest(best.directory, s).metrics["knn"] for s in best.steps()),
-        default=-math.inf,
-    )
+    best_score = best_so_far(best, say)
 
     say(f"data: {source.describe()}")
     say(
@@ -260,6 +257,16 @@ def refuse_other_run(checkpoints: checkpoint.Checkpoints, root: epath.Path) -> N
             f"the checkpoints in {root} are of another experiment:\n{lines}\n"
             "Choose another --workdir, or give these settings the values that they have there"
         )
+
+
+def best_so_far(best: checkpoint.Checkpoints, say: Callable[[str], None]) -> float:
+    """The online kNN of the kept best checkpoint; -inf without one."""
+    try:
+        kept = [checkpoint.read_manifest(best.directory, step) for step in best.steps()]
+    except checkpoint.CheckpointError as error:
+        say(f"the best checkpoint so far does not count, the next one replaces it: {error}")
+        return -math.inf
+    return max((manifest.metrics["knn"] for manifest in kept), default=-math.inf)
 
 
 @contextmanager

@@ -101,8 +101,10 @@ class Online:
           networks: name of the row -> variables {"params", "batch_stats"}, or None for raw pixels.
 
         Returns:
-          rows by network, method (kNN, linear) and level.
+          rows by network, method (kNN, linear) and level; none where there are no levels.
         """
+        if not self.levels:
+            return []
         config = self.config
         rows = []
         for name, variables in networks.items():

@@ -173,8 +173,10 @@ def _ambient_mesh(axis: str) -> AbstractMesh | None:
 
 def _interpreted(mesh: AnyMesh | None) -> bool:
     """Whether Pallas kernels must be interpreted where the work is done."""
-    known = isinstance(mesh, Mesh)
-    platform = mesh.devices.flat[0].platform if known else jax.default_backend()
+    if isinstance(mesh, Mesh):
+        platform = mesh.devices.flat[0].platform
+    else:
+        platform = jax.default_backend()
     if platform not in ("tpu", "cpu"):
         raise ValueError(f'kernel="pallas" is for TPU, not for {platform}; use kernel="xla".')
     return platform == "cpu"

@@ -60,6 +60,12 @@ def layout(x: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
     return _fit(_two(principal)), "PCA"
 
 
+def lay_flat(points: np.ndarray) -> np.ndarray:
+    """Turns points [N, 2] so that they are widest along the first axis, in [0, 1]."""
+    centre = points - points.mean(0)
+    return _fit(centre @ np.linalg.svd(centre, full_matrices=False)[2].T)
+
+
 def align(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Turns and mirrors points [N, 2] to lie near `reference` [N, 2] (Procrustes), in [0, 1]."""
     centre, target = points - points.mean(0), reference - reference.mean(0)

@@ -67,6 +67,15 @@ class Gallery:
             if label >= 0
         ]
 
+    def short(self, index: int) -> str:
+        """A name to stand below a small picture: the finest label that is not all but unique."""
+        for column in reversed(range(len(self.levels))):
+            label = self.ids[index, column]
+            known = self.ids[self.ids[:, column] >= 0, column]
+            if label >= 0 and (len(known) > 2 * len(np.unique(known)) or column == 0):
+                return self.names[column][label]
+        return self.caption(index)
+
     def caption(self, index: int) -> str:
         """The caption of an image, or its number."""
         return self.captions[index] if self.captions else f"image {index}"

@@ -34,10 +34,18 @@
     sprite.src = getComputedStyle(probe).backgroundImage.slice(5, -2);
 
     const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-    const x = (i) => left + points[2 * i] * scale;
+    // Layouts are wide rather than high; a little stretching lets them fill the map.
+    const across = Math.max(...data.layouts.map(({ xy }) => extent(xy, 0))), down = Math.max(...data.layouts.map(({ xy }) => extent(xy, 1)));
+    const stretch = () => clamp(((width / height) * down) / across, 0.75, 1.4);
+    const x = (i) => left + points[2 * i] * scale * stretch();
     const y = (i) => top + points[2 * i + 1] * scale;
-    const fitted = () => 0.92 * Math.min(width, height);
+    const fitted = () => 0.92 * Math.min(width / stretch() / across, height / down);
     const size = () => clamp(0.62 * Math.sqrt((width * height) / count), 14, 40) * clamp((scale / fitted()) ** 0.65, 0.5, 4);
+
+    function extent(xy, axis) {
+      const values = xy.filter((_, k) => k % 2 === axis);
+      return Math.max((Math.max(...values) - Math.min(...values)) / data.units, 1e-3);
+    }
 
     function agreement(i, j) {
       let levels = 0;
@@ -84,7 +92,7 @@
       context.imageSmoothingEnabled = side < 2 * cellWidth;
       for (const match of filtering ? [false, true] : [true]) {
         context.globalAlpha = match ? 1 : 0.12;
-        for (let i = 0; i < count; i++) if (wanted(i) === match) tile(i, side, frame(i), 2.5);
+        for (let i = 0; i < count; i++) if (wanted(i) === match) tile(i, side, frame(i), side < 24 ? 2 : 3);
       }
       context.globalAlpha = 1;
       if (focus < 0) return;
@@ -191,7 +199,7 @@
 
     function all() {
       scale = fitted();
-      left = (width - scale) / 2;
+      left = (width - scale * stretch()) / 2;
       top = (height - scale) / 2;
       draw();
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.report.geometry import align, layout, nearest
+from jaxcl.report.geometry import align, lay_flat, layout, nearest
 from jaxcl.report.images import Gallery
 from jaxcl.report.page import Page
 from jaxcl.report.sheets import GALLERY_SIDE, check_features, grade_legend
@@ -53,7 +53,7 @@ class Map:
         reference = None
         for encoder, x in self.features.items():
             points, method = layout(x, self.seed)
-            points = points if reference is None else align(points, reference)
+            points = lay_flat(points) if reference is None else align(points, reference)
             reference = points if reference is None else reference
             units = np.rint(points * _UNITS).astype(int)
             layouts.append(
@@ -104,7 +104,7 @@ Point at an image to see its true nearest neighbours; click to keep it.</p>
 <button type="button" data-zoom="0">all</button></span></div>
 <div class="stage"><canvas tabindex="0" aria-label="Map of the embeddings: drag to move, arrow keys
  and + and - work too">The map needs JavaScript.</canvas><div class="hint" hidden></div></div>
-<aside><div class="detail" aria-live="polite"></div><div class="chips"></div></aside>
+<aside><div class="chips"></div><div class="detail" aria-live="polite"></div></aside>
 {grade_legend(gallery.levels)}
 <script type="application/json">{script_json(data)}</script>
 </div>"""

@@ -125,7 +125,7 @@ class Neighbours:
                 grade = int(gallery.agreement(np.array(query), np.array(other)))
                 frame, mark = grade_mark(grade, len(gallery.levels))
                 picture = thumbnail(name, sprite, other, " / ".join([*path, caption]), frame)
-                text = escape(path[-1] if path else caption)
+                text = escape(gallery.short(other))
                 cells.append(f'<div data-mark="{mark}">{picture}<small>{text}</small></div>')
             lines.append(
                 f'<div class="line"><b>{escape(encoder)}</b>'

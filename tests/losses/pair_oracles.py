@@ -89,3 +89,74 @@ def group_gradient(z, group, temperature, variant="out"):
             along = np.dot(rows[i], unit_gradient[i])
             gradient[i] = (unit_gradient[i] - along * rows[i]) / norm
     return gradient.reshape(z.shape)
+
+
+def row_sums(queries, keys, scale, counted, positive):
+    """The four row statistics of the engine, row by row."""
+    count = len(queries)
+    out = {name: np.zeros(count) for name in ("lse", "positive_sum", "positive_lse", "positives")}
+    for i in range(count):
+        similarity = np.array([scale * np.dot(queries[i], key) for key in keys])
+        for name, mask in (("lse", counted[i]), ("positive_lse", positive[i])):
+            out[name][i] = log_sum_exp(similarity[mask]) if mask.any() else -np.inf
+        out["positive_sum"][i] = similarity[positive[i]].sum()
+        out["positives"][i] = positive[i].sum()
+    return out
+
+
+def row_sums_gradient(queries, keys, scale, counted, positive, gradient):
+    """Chain rule for `row_sums`: gradients of queries, keys and scale."""
+    sums = row_sums(queries, keys, scale, counted, positive)
+    to_queries, to_keys, to_scale = np.zeros_like(queries), np.zeros_like(keys), 0.0
+    for i in range(len(queries)):
+        for j in range(len(keys)):
+            dot = np.dot(queries[i], keys[j])
+            weight = 0.0
+            if counted[i, j]:
+                weight += gradient["lse"][i] * np.exp(scale * dot - sums["lse"][i])
+            if positive[i, j]:
+                weight += gradient["positive_sum"][i]
+                soft = np.exp(scale * dot - sums["positive_lse"][i])
+                weight += gradient["positive_lse"][i] * soft
+            to_queries[i] += weight * scale * keys[j]
+            to_keys[j] += weight * scale * queries[i]
+            to_scale += weight * dot
+    return to_queries, to_keys, to_scale
+
+
+def nt_xent_by_rows(z, temperature, rows=None):
+    """NT-Xent losses, and the gradient with respect to z, of many rows: float64, a row at a time.
+
+    Args:
+        z: [B, V, D].
+        temperature: divides the cosines.
+        rows: which anchors to return; all if None. The gradient of a row needs the log-sum-exps of
+            all rows, which are computed in any case.
+    """
+    views = z.shape[1]
+    raw = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
+    norm = np.maximum(np.sqrt(np.sum(raw * raw, axis=1)), 1e-12)
+    unit = raw / norm[:, None]
+    count = len(unit)
+    lse, pull = np.zeros(count), np.zeros(count)
+    for i in range(count):
+        s = unit @ unit[i] / temperature
+        own = np.arange(i - i % views, i - i % views + views)
+        own = own[own != i]
+        pull[i] = s[own].mean()
+        s[i] = -np.inf
+        top = s.max()
+        lse[i] = top + np.log(np.sum(np.exp(s - top)))
+    chosen = np.arange(count) if rows is None else np.asarray(rows)
+    gradient = np.zeros((len(chosen), unit.shape[1]))
+    for n, i in enumerate(chosen):
+        s = unit @ unit[i] / temperature
+        weight = np.exp(s - lse[i]) + np.exp(s - lse)
+        own = np.arange(i - i % views, i - i % views + views)
+        weight[own] -= 2 / (views - 1)
+        weight[i] = 0
+        step = weight @ unit / (count * temperature)
+        gradient[n] = (step - np.dot(step, unit[i]) * unit[i]) / norm[i]
+        if norm[i] <= 1e-12:
+            gradient[n] = 0
+    return (lse - pull)[chosen], gradient

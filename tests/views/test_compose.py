@@ -117,7 +117,7 @@ def small_program(*names, count=2):
 
 
 def test_un_jitted_equals_jitted():
-    program = small_program("flip", "gray", "solarize")
+    program = small_program("flip", "gray")
     plain, jitted = program(keys(), batch()), jax.jit(program)(keys(), batch())
     equal_trees(plain.drawn, jitted.drawn)
     np.testing.assert_allclose(plain.images, jitted.images, atol=1e-6)
@@ -149,15 +149,17 @@ def test_types_of_images(program):
         out(jnp.int32)
 
 
-def test_float64_draws_and_makes_the_same():
-    program = small_program("crop", "jitter", "blur")
-    single = jax.jit(program)(keys(), batch())
+def test_float64_draws_and_makes_the_same(run):
+    program = small_program("crop", "jitter", "cutout")
+    made, _ = run(keys(), batch())
+    drawn = {name: {k: v[:, :2] for k, v in made.drawn[name].items()} for name, _ in program.ops}
+    single = jax.jit(jax.vmap(program.apply))(batch(), drawn)
     with jax.enable_x64(True):
         double = jax.jit(program)(keys(), batch())
-    for name, params in single.drawn.items():
+    for name, params in drawn.items():
         for field, values in params.items():
             np.testing.assert_allclose(values, double.drawn[name][field], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(single.images, double.images, atol=2e-5)
+    np.testing.assert_allclose(single, double.images, atol=2e-5)
 
 
 def test_gray_images_go_through_every_op(program):
@@ -238,28 +240,26 @@ def test_two_instances_of_one_op_draw_apart():
 
 def test_sharing_everything_gives_equal_views_and_chains_lead_to_the_first():
     spec = views.ViewsConfig(
-        ("crop", "jitter", "noise"),
-        {"crop": {"size": 8}, "jitter": {}, "noise": {}},
-        ({}, {"share": {"crop": 0, "jitter": 0, "noise": 0}}, {"share": {"crop": 1}}),
+        ("crop", "cutout"),
+        {"crop": {"size": 8}, "cutout": {}},
+        ({}, {"share": {"crop": 0, "cutout": 0}}, {"share": {"crop": 1}}),
     )
-    made = jax.jit(views.build_program(spec))(keys(3), batch(3))
+    made = jax.jit(views.build_program(spec))(keys(), batch())
+    boxes = {name: np.asarray(made.drawn[name]["box"]) for name in ("crop", "cutout")}
     np.testing.assert_array_equal(made.images[:, 0], made.images[:, 1])
-    np.testing.assert_array_equal(made.drawn["crop"]["box"][:, 0], made.drawn["crop"]["box"][:, 2])
-    assert (
-        (np.asarray(made.images[:, 0]) != np.asarray(made.images[:, 2])).any(axis=(1, 2, 3)).all()
-    )
+    np.testing.assert_array_equal(boxes["crop"][:, 0], boxes["crop"][:, 2])
+    assert (boxes["cutout"][:, 0] != boxes["cutout"][:, 2]).any()
 
 
 def test_a_rotation_before_the_crop():
     ops = {"rotate": {"angles": (90.0,)}, "crop": {"size": 10}}
     program = views.build_program(views.ViewsConfig(("rotate", "crop"), ops, ({},)))
     images = batch(2)
-    made = program(keys(2), images)
+    made = jax.jit(program)(keys(2), images)
     turned = np.rot90(np.asarray(images), axes=(1, 2))
-    crop = program.ops[1][1]
-    for i in range(2):
-        params = jax.tree.map(lambda x, i=i: x[i, 0], made.drawn["crop"])
-        np.testing.assert_allclose(made.images[i, 0], crop.apply(turned[i], params), atol=1e-6)
+    params = jax.tree.map(lambda x: x[:, 0], made.drawn["crop"])
+    expected = jax.jit(jax.vmap(program.ops[1][1].apply))(turned, params)
+    np.testing.assert_allclose(made.images[:, 0], expected, atol=1e-6)
     with pytest.raises(ValueError, match="needs a square image, got height 8 and width 16"):
         program(keys(2), images[:, :8])
 
@@ -273,7 +273,7 @@ def test_a_program_without_ops_copies_the_images():
 
 
 def test_crops_made_on_the_host_equal_those_made_here():
-    program = small_program("crop", "gray", "solarize")
+    program = small_program("crop", "gray")
     whole = jax.jit(program)(keys(), batch())
     crop = program.ops[0][1]
     crops = jax.jit(jax.vmap(jax.vmap(crop.apply, (None, 0))))(batch(), whole.drawn["crop"])

@@ -1,0 +1,333 @@
+"""The engine: every form against loops in float64, on any number of devices, in little memory."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pair_oracles as oracle
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from pair_yardstick import plain_nt_xent
+
+from jaxcl import losses
+from jaxcl.losses import nce
+
+WANT = ("lse", "positive_sum", "positive_lse", "positives")
+
+
+def same_group(queries, keys):
+    other = queries["index"] != keys["index"]
+    return nce.Pairs(other, other & (queries["group"] == keys["group"]))
+
+
+def not_next_to(queries, keys):
+    """Not symmetric, and with pairs that are positive though not counted."""
+    return nce.Pairs(
+        counted=queries["index"] + 1 < keys["index"],
+        positive=queries["group"] == keys["group"],
+    )
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def random_rows(seed, count, features):
+    rows = np.random.default_rng(seed).normal(size=(count, features))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def meta_of(group):
+    return {"index": np.arange(len(group), dtype=np.int32), "group": np.asarray(group, np.int32)}
+
+
+def masks(pairs, query_meta, key_meta):
+    """The relation, asked pair by pair."""
+    queries = [{k: v[i] for k, v in query_meta.items()} for i in range(len(query_meta["index"]))]
+    keys = [{k: v[j] for k, v in key_meta.items()} for j in range(len(key_meta["index"]))]
+    answers = [[pairs(q, k) for k in keys] for q in queries]
+    counted = np.array([[bool(a.counted) for a in row] for row in answers])
+    return counted, np.array([[bool(a.positive) for a in row] for row in answers])
+
+
+def agree(got, expected, gradients, expected_gradients, tolerance):
+    for name in WANT:
+        finite = np.isfinite(expected[name])
+        assert np.array_equal(np.isfinite(got[name]), finite)
+        np.testing.assert_allclose(
+            np.asarray(got[name])[finite], expected[name][finite], rtol=tolerance, atol=tolerance
+        )
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert np.linalg.norm(gradient - wanted) <= 5 * tolerance * np.linalg.norm(wanted)
+
+
+# form, devices of the mesh (0: none), rows of a tile, whether the bound is told
+FORMS = [
+    ("dense", 0, 512, True),
+    ("dense", 0, 512, False),
+    ("tiled", 0, 512, True),
+    ("tiled", 0, 8, True),
+    ("tiled", 0, 10, False),
+    ("tiled", 1, 7, True),
+    ("tiled", 4, 512, True),
+    ("ring", 2, 7, False),
+    ("ring", 8, 2, True),
+]
+
+
+@pytest.mark.parametrize(("form", "devices", "tile", "bounded"), FORMS)
+@pytest.mark.parametrize("block", [0, 2])
+def test_self_contrast_in_every_form(form, devices, tile, bounded, block):
+    rows = random_rows(0, 48, 5)
+    # 21 rows without a partner if groups are random, with group -1 - i meaning unknown.
+    group = np.arange(48) // 2 if block else np.random.default_rng(1).integers(0, 30, 48)
+    meta = meta_of(group)
+    gradient = {k: np.random.default_rng(i).normal(size=48) for i, k in enumerate(WANT)}
+    counted, positive = masks(same_group, meta, meta)
+    assert block or not positive.any(axis=1).all()
+    scale = 4.0
+    expected = oracle.row_sums(rows, rows, scale, counted, positive)
+    to_queries, to_keys, to_scale = oracle.row_sums_gradient(
+        rows, rows, scale, counted, positive, gradient
+    )
+    with jax.enable_x64(True):
+
+        def total(rows, scale):
+            stats = nce.row_stats(
+                rows,
+                None,
+                nce.Relation(same_group, block),
+                {k: jnp.asarray(v) for k, v in meta.items()},
+                scale=scale,
+                want=WANT,
+                bound=4.0 if bounded else None,
+                impl=form,
+                mesh=mesh_of(devices) if devices else None,
+                tile=tile,
+            )
+            finite = {k: jnp.where(v > -jnp.inf, v, 0) for k, v in stats.items()}
+            return sum(jnp.sum(finite[k] * gradient[k]) for k in WANT), stats
+
+        run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+        (_, stats), gradients = run(jnp.asarray(rows), scale)
+        assert all(v.dtype == jnp.float64 for v in stats.values())
+        agree(stats, expected, gradients, (to_queries + to_keys, to_scale), 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("form", "devices", "tile", "bounded"),
+    [f for f in FORMS if f != ("tiled", 0, 512, True)],
+)
+def test_queries_against_keys_in_every_form(form, devices, tile, bounded):
+    queries, keys = random_rows(2, 16, 3), 0.5 * random_rows(3, 40, 3)
+    query_meta = meta_of(np.random.default_rng(4).integers(0, 8, 16))
+    key_meta = meta_of(np.random.default_rng(5).integers(0, 8, 40))
+    query_meta["index"] += 30  # the last queries count no key at all
+    gradient = {k: np.random.default_rng(i).normal(size=16) for i, k in enumerate(WANT)}
+    counted, positive = masks(not_next_to, query_meta, key_meta)
+    assert not counted.any(axis=1).all()
+    expected = oracle.row_sums(queries, keys, 6.0, counted, positive)
+    wanted = oracle.row_sums_gradient(queries, keys, 6.0, counted, positive, gradient)
+    with jax.enable_x64(True):
+
+        def total(queries, keys, scale):
+            stats = nce.row_stats(
+                queries,
+                keys,
+                nce.Relation(not_next_to),
+                {k: jnp.asarray(v) for k, v in query_meta.items()},
+                {k: jnp.asarray(v) for k, v in key_meta.items()},
+                scale=scale,
+                want=WANT,
+                bound=3.0 if bounded else None,
+                impl=form,
+                mesh=mesh_of(devices) if devices else None,
+                tile=tile,
+            )
+            finite = {k: jnp.where(v > -jnp.inf, v, 0) for k, v in stats.items()}
+            return sum(jnp.sum(finite[k] * gradient[k]) for k in WANT), stats
+
+        run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+        (_, stats), gradients = run(jnp.asarray(queries), jnp.asarray(keys), 6.0)
+        agree(stats, expected, gradients, wanted, 1e-13)
+
+
+@functools.cache
+def compiled_nt_xent(form, temperature, devices=0):
+    mesh = mesh_of(devices) if devices else None
+    return jax.jit(
+        jax.value_and_grad(lambda z: losses.nt_xent(z, temperature, impl=form, mesh=mesh))
+    )
+
+
+def embeddings(kind, count, features=128):
+    z = np.random.default_rng(count).normal(size=(count // 2, 2, features)).astype(np.float32)
+    if kind == "duplicates":
+        z[count // 4 :] = z[: count // 2 - count // 4]
+    if kind == "zero rows":
+        z[0, 1] = z[-1, 0] = 0
+    return z
+
+
+@pytest.mark.parametrize("temperature", [1, 0.5, 0.1, 0.05, 0.01, 0.005])
+@pytest.mark.parametrize("kind", ["random", "duplicates", "zero rows"])
+def test_float32_is_exact_at_every_temperature(kind, temperature):
+    for count in (70, 1000):
+        z = embeddings(kind, count)
+        rows, gradient = oracle.nt_xent_by_rows(z, temperature)
+        for form in ("dense", "tiled"):
+            value, got = compiled_nt_xent(form, temperature)(z)
+            np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
+            error = np.linalg.norm(got.reshape(count, -1) - gradient)
+            assert error <= 2e-6 * np.linalg.norm(gradient)
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled"])
+def test_a_single_image_has_nothing_to_tell_apart(form):
+    for temperature in (0.1, 0.005):
+        value, gradient = compiled_nt_xent(form, temperature)(embeddings("random", 2))
+        # One rounding of the logit 1 / temperature.
+        assert np.abs(value) <= 1.2e-7 / temperature
+        assert np.max(np.abs(gradient)) <= 1e-6 / temperature
+
+
+def test_the_yardstick_computes_the_same():
+    z = embeddings("random", 70)
+    rows, gradient = oracle.nt_xent_by_rows(z, 0.1)
+    value, got = jax.value_and_grad(plain_nt_xent)(z, 0.1)
+    np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
+    np.testing.assert_allclose(got.reshape(70, -1), gradient, atol=1e-8)
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
+def test_the_number_of_devices_changes_nothing(form):
+    z = embeddings("random", 96, 16)
+    labels = np.random.default_rng(0).integers(-1, 6, 48)
+    value, gradient = compiled_nt_xent("dense", 0.1)(z)
+    label_value, label_gradient = jax.jit(jax.value_and_grad(losses.sup_con))(z, labels)
+    for devices in (1, 2, 4, 8):
+        mesh = mesh_of(devices)
+        sharded = jax.device_put(z, NamedSharding(mesh, P("data")))
+        got, got_gradient = compiled_nt_xent(form, 0.1, devices)(sharded)
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+        assert np.linalg.norm(got_gradient - gradient) <= 2e-6 * np.linalg.norm(gradient)
+        run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, impl=form, mesh=mesh)))
+        got, got_gradient = run(sharded, labels)
+        np.testing.assert_allclose(got, label_value, rtol=1e-6)
+        error = np.linalg.norm(got_gradient - label_gradient)
+        assert error <= 2e-6 * np.linalg.norm(label_gradient)
+
+
+def test_the_mesh_that_is_set_is_used():
+    z = jax.ShapeDtypeStruct((8192, 2, 128), jnp.float32)
+    with jax.set_mesh(mesh_of(8)):
+        text = jax.jit(losses.nt_xent).lower(z).as_text()
+    assert "collective_permute" in text
+    assert "collective_permute" not in jax.jit(losses.nt_xent).lower(z).as_text()
+
+
+def collectives(form, batch, devices=8):
+    """(kind, shape) of every collective of the compiled loss and gradient on a sharded batch."""
+    mesh = mesh_of(devices)
+    z = jax.ShapeDtypeStruct((batch, 2, 128), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    text = compiled_nt_xent(form, 0.1, devices).lower(z).compile().as_text()
+    kinds = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
+    return re.findall(rf"= \w+\[([\d,]*)\]\S* ({kinds})(?:-start)?\(", text)
+
+
+def test_dense_gathers_embeddings_and_vectors_only():
+    found = collectives("dense", 256)
+    gathered = [shape for shape, kind in found if kind == "all-gather"]
+    assert "512,128" in gathered
+    assert {kind for _, kind in found} <= {"all-gather", "all-reduce"}
+    for shape, kind in found:
+        sizes = [int(n) for n in shape.split(",") if n]
+        assert np.prod(sizes) <= (512 * 128 if kind == "all-gather" else 512), (shape, kind)
+
+
+def test_a_ring_gathers_nothing_and_passes_two_arrays_a_hop():
+    found = collectives("ring", 8192)
+    assert {kind for _, kind in found} == {"collective-permute", "all-reduce"}
+    assert all(shape == "" for shape, kind in found if kind == "all-reduce")
+    # Forward and backward: one send before the loop, one in its body.
+    assert len([1 for _, kind in found if kind == "collective-permute"]) <= 2 * 2 * 2
+
+
+def temporary_bytes(function, views):
+    z = jax.ShapeDtypeStruct((views // 2, 2, 128), jnp.float32)
+    compiled = jax.jit(jax.value_and_grad(function)).lower(z).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_linear_and_far_below_the_matrix():
+    views = np.array([32768, 65536, 131072, 262144])
+    tiled = np.array([temporary_bytes(losses.nt_xent, n) for n in views])
+    assert temporary_bytes(plain_nt_xent, 262144) >= 465 * tiled[-1]
+    slope, start = np.polyfit(views, tiled, 1)
+    residual = tiled - (start + slope * views)
+    assert 1 - residual.var() / tiled.var() > 0.999
+    assert slope <= 24 * 128
+    assert tiled[-1] <= 6 * 4 * 262144 * 128 + 16 * 2**20
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_labels_cost_little_more_memory(variant):
+    z = jax.ShapeDtypeStruct((65536, 2, 128), jnp.float32)
+    labels = jax.ShapeDtypeStruct((65536,), jnp.int32)
+    run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, variant=variant)))
+    compiled = run.lower(z, labels).compile()
+    bound = 1.1 * temporary_bytes(losses.nt_xent, 131072)
+    assert compiled.memory_analysis().temp_size_in_bytes <= bound
+
+
+def test_the_keys_gradient_is_not_computed_where_it_is_not_used():
+    queries = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
+    keys = jax.ShapeDtypeStruct((65536, 64), jnp.float32)
+
+    def loss(queries, keys, stop):
+        keys = jax.lax.stop_gradient(keys) if stop else keys
+        index = {"index": jnp.arange(1024)}, {"index": jnp.arange(65536)}
+        relation = nce.Relation(lambda q, k: nce.Pairs(q["index"] <= k["index"], q["index"] < 0))
+        stats = nce.row_stats(queries, keys, relation, *index, want=("lse",), impl="tiled")
+        return jnp.mean(stats["lse"])
+
+    def loops(stop):
+        run = jax.jit(jax.grad(loss), static_argnums=2)
+        return run.lower(queries, keys, stop).compile().as_text().count(" while(")
+
+    both = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    assert loops(True) == loops(False)
+    assert loops(True) < both.lower(queries, keys, False).compile().as_text().count(" while(")
+
+
+def test_auto_is_the_written_rule():
+    assert nce.choose(2048, 2048) == "dense"
+    assert nce.choose(8192, 8192) == "tiled"
+    assert nce.choose(8192, 8192, devices=128) == "dense"
+    assert nce.choose(16384, 16384, devices=8) == "ring"
+    assert nce.choose(32768, 32768, devices=64) == "tiled"
+    assert nce.choose(2048, 65536, itemsize=4) == "tiled"
+
+
+def test_impossible_forms_are_named():
+    rows, meta = jnp.ones((6, 4)), meta_of(np.zeros(6))
+    relation = nce.Relation(same_group)
+    with pytest.raises(ValueError, match='impl="fast" is unknown; it is one of "auto", "dense"'):
+        nce.row_stats(rows, None, relation, meta, impl="fast")
+    with pytest.raises(ValueError, match='kernel="cuda" is unknown'):
+        nce.row_stats(rows, None, relation, meta, kernel="cuda")
+    with pytest.raises(ValueError, match='impl="ring" passes rows between devices'):
+        nce.row_stats(rows, None, relation, meta, impl="ring")
+    with pytest.raises(ValueError, match="6 rows and 6 keys do not divide over the 4 devices"):
+        nce.row_stats(rows, None, relation, meta, impl="ring", mesh=mesh_of(4))
+    with pytest.raises(ValueError, match='mesh has no axis "model", only'):
+        nce.row_stats(rows, None, relation, meta, mesh=mesh_of(2), axis="model")
+    with pytest.raises(ValueError, match="keys and key_meta go together"):
+        nce.row_stats(rows, rows, relation, meta)
+    with pytest.raises(ValueError, match=r"query rows must be \[rows, features\], got \[6\]"):
+        nce.row_stats(rows[:, 0], None, relation, meta)
+    with pytest.raises(ValueError, match=r"query_meta\['group'\] must be \[6\]"):
+        nce.row_stats(rows, None, relation, {**meta, "group": np.zeros(5, np.int32)})

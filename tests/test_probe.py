@@ -1,0 +1,391 @@
+"""Probing a checkpoint: what is restored, on which data, and what is written."""
+
+import dataclasses
+import hashlib
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+import tiny_network
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jaxcl import checkpoint, data, evaluators, mesh, models, optim, probe
+from jaxcl import config as config_lib
+from jaxcl.evaluators import Layer
+from jaxcl.probe import Options, ProbeError
+from jaxcl.state import make_init
+from jaxcl.views import presets
+
+SHAPE = (8, 8, 1)
+TRAIN, TEST = 200, 80
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """scikit-learn's digits as IDX files."""
+    directory = tmp_path_factory.mktemp("digits")
+    x, y = load_digits(return_X_y=True)
+    images = (x.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    for prefix, rows in (("train", slice(0, TRAIN)), ("t10k", slice(TRAIN, TRAIN + TEST))):
+        count = len(images[rows])
+        header = struct.pack(">BBBBIII", 0, 0, 8, 3, count, 8, 8)
+        (directory / f"{prefix}-images-idx3-ubyte").write_bytes(header + images[rows].tobytes())
+        header = struct.pack(">BBBBI", 0, 0, 8, 1, count)
+        labels = y[rows].astype(np.uint8).tobytes()
+        (directory / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels)
+    return directory
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A small network in the place of every ResNet."""
+    monkeypatch.setattr(models, "build", tiny_network.build)
+
+
+def make_config(directory, **changes):
+    c = config_lib.base("simclr", presets.simclr(8, strength=0.5, blur=False))
+    c.name, c.steps, c.batch_size, c.seed = "tiny", 40, 16, 3
+    c.data.name, c.data.path = "idx", str(directory)
+    c.data.image_size, c.data.channels, c.data.threads = 8, 1, 1
+    c.model.width, c.model.stem = 1 / 32, "cifar"
+    c.method.projection.layers = (12, 6)
+    c.evaluation.gallery, c.evaluation.validation, c.evaluation.test = "train", "test", ""
+    c.evaluation.ks, c.evaluation.batch_size = (1, 7), 32
+    c.mesh.compile_cache = ""
+    c.update_from_flattened_dict(changes)
+    return config_lib.from_dict(c)
+
+
+def make_state(config, seed):
+    method = config.build_method()
+    model = models.build(config.model, method.heads)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))["params"]
+    schedule = optim.make_schedule(config.optim, 400, 10, 16)
+    tx = optim.make_optimizer(config.optim, {**params, "method": {}}, schedule)
+    return jax.jit(make_init(method, model, tx, SHAPE))(jax.random.key(seed))
+
+
+def save(workdir, config, state, step=40, place="checkpoints"):
+    with checkpoint.Checkpoints(
+        workdir / place, config=config_lib.to_dict(config), content_id="x", log=lambda line: None
+    ) as saved:
+        saved.save(step, state)
+
+
+@pytest.fixture
+def workdir(tiny, digits, tmp_path):
+    """A run whose network differs from the one that its seed gives."""
+    config = make_config(digits)
+    save(tmp_path, config, make_state(config, seed=99))
+    return tmp_path
+
+
+def arrays(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def digest(directory):
+    found = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        found.update(str(path.relative_to(directory)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def restore(workdir, config, layer="h"):
+    method = config.build_method()
+    model = models.build(config.model, method.heads)
+    network = Layer.parse(layer, tuple(method.heads)).of(model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))
+    sharding = mesh.replicated(mesh.make_mesh())
+    return (
+        network,
+        probe.restore(workdir / "checkpoints", None, network, shapes, sharding)[0],
+    )
+
+
+def test_table_of_three_networks(workdir, digits, capsys):
+    before = digest(workdir / "checkpoints")
+    record = probe.probe(Options(str(workdir)))
+    assert [(r["features"], r["method"]) for r in record["rows"]] == [
+        (name, method)
+        for name in ("raw pixels", "untrained encoder", "trained encoder")
+        for method in ("knn", "linear")
+    ]
+    assert {r["queries"] for r in record["rows"]} == {TEST}
+    by_name = {(r["features"], r["method"]): r for r in record["rows"]}
+    pixels = by_name["raw pixels", "linear"]
+    assert pixels["accuracy"] > 0.8
+    assert pixels["settings"]["trained_on"] == TRAIN
+    # The config names no test split: its validation split is scored, and chooses nothing.
+    assert record["splits"] == {
+        "train": "the rest of train",
+        "validation": "10% of train",
+        "last": "train",
+        "test": "test",
+    }
+    # The numbers are those of the evaluators on the same features.
+    config = make_config(digits)
+    last, test = (data.load(config.data, split) for split in ("train", "test"))
+    features = [
+        evaluators.raw_pixels(data.eval_batches(source, 50, config.data)) for source in (last, test)
+    ]
+    expected = evaluators.knn(*features, ks=(1, 5), metric="cosine").accuracy
+    details = record["details"]["raw pixels/knn/label"]["cosine"]
+    assert details["1"] == expected[1]
+    assert details["5"] == expected[5]
+    # What was written, and what was not.
+    assert digest(workdir / "checkpoints") == before
+    assert json.loads((workdir / "probe.json").read_text()) == [json.loads(json.dumps(record))]
+    printed = capsys.readouterr().out
+    assert "verified" in printed
+    assert f"{100 * pixels['accuracy']:.1f}" in printed
+    probe.probe(Options(str(workdir), evaluations=("knn",), baselines=False))
+    assert len(json.loads((workdir / "probe.json").read_text())) == 2
+
+
+def test_only_what_the_layer_needs_is_restored_bit_by_bit(workdir, digits):
+    config = make_config(digits)
+    state = make_state(config, seed=99)
+    images = jax.random.uniform(jax.random.key(0), (5, *SHAPE))
+    whole = {"params": state.params, "batch_stats": state.batch_stats}
+    for layer, parts in (
+        ("h", {"backbone"}),
+        ("z", {"backbone", "head_projection"}),
+        ("head:1", {"backbone", "head_projection"}),
+    ):
+        network, variables = restore(workdir, config, layer)
+        assert set(variables["params"]) == set(variables["batch_stats"]) == parts
+        assert equal(variables, network.select(whole))
+        features = network.encode(variables, images)
+        assert np.array_equal(features, network.encode(network.select(whole), images))
+
+
+def test_untrained_encoder_is_the_one_that_the_run_started_from(workdir, digits, monkeypatch):
+    seen = {}
+
+    def features(self, variables, source):
+        seen[len(seen)] = variables
+        return evaluators.raw_pixels(self.batches(source))
+
+    monkeypatch.setattr(probe._Probe, "features", features)
+    probe.probe(Options(str(workdir), evaluations=("knn",)))
+    config = make_config(digits)
+    started = make_state(config, config.seed).params["backbone"]
+    assert [v is None for v in seen.values()] == [True, True, False, False, False, False]
+    assert equal(seen[2]["params"]["backbone"], started)
+    assert not equal(seen[4]["params"]["backbone"], started)
+
+
+def test_sgd_and_finetuning_with_few_labels_and_the_control(workdir, capsys):
+    before = digest(workdir / "checkpoints")
+    record = probe.probe(
+        Options(
+            str(workdir),
+            evaluations=("sgd", "finetune"),
+            labels=(0.2, 1.0),
+            epochs=2.0,
+            batch_size=64,
+            lr=0.5,
+        )
+    )
+    rows = {(r["features"], r["method"]): r for r in record["rows"]}
+    assert set(rows) == {
+        (name, method)
+        for name in ("untrained encoder", "trained encoder")
+        for method in ("sgd", "sgd 20%", "finetune", "finetune 20%")
+    }
+    tuned = rows["trained encoder", "finetune 20%"]["settings"]
+    control = rows["untrained encoder", "finetune 20%"]["settings"]
+    assert tuned["trained_on"] == control["trained_on"] == 41
+    assert (tuned["batch_size"], tuned["steps"], control["steps"]) == (40, 2, 4)
+    assert rows["trained encoder", "sgd"]["settings"]["trained_on"] == TRAIN
+    assert rows["trained encoder", "finetune"]["settings"]["steps"] == 6
+    assert rows["trained encoder", "sgd"]["accuracy"] > 0.2
+    assert "20% of the labels" in capsys.readouterr().out
+    assert digest(workdir / "checkpoints") == before
+
+
+def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name, level in (("dark", 40), ("light", 200)):
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = np.clip(rng.normal(level, 30, (10, 9, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{i}.png")
+    momenta = []
+    real = evaluators.finetune
+
+    def finetune(task, network, variables, recipe):
+        momenta.append(network.model.config.bn_momentum)
+        return real(task, network, variables, recipe)
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    record = probe.probe(
+        Options(
+            str(workdir),
+            data=f"folder:{tmp_path / 'own'}",
+            settings=("data.splits={'train': 'train', 'test': 'test'}", "model.bn_momentum=0.5"),
+            evaluations=("knn", "linear", "finetune"),
+            baselines=False,
+            epochs=1.0,
+            batch_size=8,
+            scratch=0.0,
+            out=str(tmp_path / "elsewhere" / "transfer.json"),
+        )
+    )
+    rows = {r["method"]: r for r in record["rows"]}
+    assert set(rows) == {"knn", "linear", "finetune"}
+    assert {r["queries"] for r in rows.values()} == {24}
+    assert rows["knn"]["accuracy"] > 0.9
+    assert record["data"]["name"] == "folder"
+    assert record["data"]["channels"] == 1  # what the network was trained on
+    assert momenta == [0.9]  # by the rule for transfer
+    assert (tmp_path / "elsewhere" / "transfer.json").exists()
+    assert not (workdir / "probe.json").exists()
+
+
+def test_best_and_numbered_steps(workdir, digits):
+    config = make_config(digits)
+    save(workdir, config, make_state(config, 5), step=20, place="best")
+    for step, found in (("newest", 40), ("best", 20), ("20", 20), ("40", 40)):
+        directory, number = probe.find_step(str(workdir), step)
+        assert checkpoint.read_manifest(directory, number).step == found
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 30"):
+        probe.probe(Options(str(workdir), step="30"))
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(workdir, digits, tmp_path):
+    config = make_config(digits)
+    state = make_state(config, 99)
+    kernel = state.params["backbone"]["conv"]["kernel"]
+    for change, text in (
+        ({"extra_conv": {"kernel": kernel}}, "extra_conv/kernel"),
+        ({"conv": {"bias": np.zeros(8, np.float32)}}, "conv/kernel"),
+        ({"conv": {"bias": np.zeros(8, np.float32), "kernel": kernel[:1]}}, "conv/kernel"),
+    ):
+        params = {**state.params, "backbone": {**state.params["backbone"], **change}}
+        other = tmp_path / text.replace("/", "_") / str(len(change))
+        save(other, config, dataclasses.replace(state, params=params), step=len(str(change)))
+        with pytest.raises(checkpoint.OtherModelError, match=text):
+            restore(other, config)
+    with pytest.raises(checkpoint.OtherModelError, match="head_projection"):
+        probe.probe(
+            Options(str(workdir), layer="z", settings=("method.projection.layers=(12, 5)",))
+        )
+
+
+def test_settings_reach_the_config():
+    stored = json.loads(json.dumps(config_lib.to_dict(make_config("/there"))))
+    config = probe.probed_config(
+        stored, "", ("data.path=/else", "evaluation.ks=(3,)", "mesh.cpu_devices=2")
+    )
+    assert config.data.path == "/else"
+    assert config.evaluation.ks == (3,)
+    assert config.mesh.cpu_devices == 2
+    other = probe.probed_config(stored, "tfds:cifar10@/dir", ("data.image_size=32",)).data
+    assert (other.name, other.dataset, other.path) == ("tfds", "cifar10", "/dir")
+    assert (other.image_size, other.channels) == (32, 1)
+    assert probe.probed_config(stored, "emoji", ()).data.path == ""
+    with pytest.raises(config_lib.ConfigError, match="image_size"):
+        probe.probed_config(stored, "", ("data.imagesize=3",))
+    with pytest.raises(ProbeError, match=r"--set=data: expected section\.key=value"):
+        probe.probed_config(stored, "", ("data",))
+    with pytest.raises(config_lib.ConfigError, match=r"data\.name='disk'"):
+        probe.probed_config(stored, "disk:/x", ())
+
+
+def test_splits_of_the_run_and_of_the_command_line(digits):
+    config = make_config(digits)
+    evaluation = dataclasses.replace(
+        config.evaluation, gallery="train", validation="train", test="test", test_gallery="train"
+    )
+    config = dataclasses.replace(config, evaluation=evaluation)
+    splits = probe.open_splits(config, Options("w"))
+    assert splits.validation is not None
+    assert splits.names["validation"] == "train"
+    named = probe.open_splits(config, Options("w", train="test", validation="train", test="train"))
+    assert named.validation is None  # what is scored chooses nothing
+    assert (len(named.last), len(named.test)) == (TEST, TRAIN)
+    nothing = dataclasses.replace(config, evaluation=evaluators.EvalConfig())
+    with pytest.raises(ProbeError, match="give --train and --test"):
+        probe.open_splits(nothing, Options("w"))
+
+
+def test_errors(workdir, tmp_path):
+    for bad, text in (
+        ({"evaluations": ("knn", "nn")}, "--eval=knn,nn"),
+        ({"labels": (0.1, 2.0)}, "--labels"),
+        ({"step": "last"}, "--step=last"),
+        ({"recipe": "v3"}, "--recipe=v3"),
+        ({"epochs": -1.0}, "expected 0 or more"),
+    ):
+        with pytest.raises(ProbeError, match=text):
+            Options("w", **bad)
+    with pytest.raises(ProbeError, match="no such directory"):
+        probe.probe(Options(str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="layer='y'"):
+        probe.probe(Options(str(workdir), layer="y"))
+    with pytest.raises(ValueError, match="no label level 'colour'"):
+        probe.probe(Options(str(workdir), levels=("colour",)))
+    (workdir / "probe.json").write_text("{}")
+    with pytest.raises(ProbeError, match="not a list of probes"):
+        probe.probe(Options(str(workdir), evaluations=("knn",), baselines=False))
+    assert (workdir / "probe.json").read_text() == "{}"
+
+
+def test_command_line(workdir, capsys):
+    options = probe.parse(
+        [
+            "--workdir=w",
+            "--eval=knn,finetune",
+            "--labels=0.01,0.1",
+            "--set=a.b=1",
+            "--set=c.d=2",
+            "--no-baselines",
+            "--lr=0.3",
+            "--levels=x,y",
+            "--batch_size=64",
+        ]
+    )
+    assert options == Options(
+        "w",
+        evaluations=("knn", "finetune"),
+        labels=(0.01, 0.1),
+        settings=("a.b=1", "c.d=2"),
+        baselines=False,
+        lr=0.3,
+        levels=("x", "y"),
+        batch_size=64,
+    )
+    assert probe.parse(["--workdir=w"]) == Options("w")
+    with pytest.raises(SystemExit):
+        probe.parse(["--help"])
+    assert "2 % of the labels" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match=r"jaxcl\.probe: --eval=all: expected some of"):
+        probe.main([f"--workdir={workdir}", "--eval=all"])
+    probe.main([f"--workdir={workdir}", "--eval=knn", "--no-baselines"])
+    assert "trained encoder" in capsys.readouterr().out
+
+
+def test_features_of_a_resnet_are_bit_equal_after_restoring(digits, tmp_path):
+    config = make_config(digits)
+    state = make_state(config, seed=99)
+    save(tmp_path, config, state)
+    network, variables = restore(tmp_path, config)
+    encode = jax.jit(network.encode)
+    images = jax.random.uniform(jax.random.key(0), (4, *SHAPE))
+    whole = jax.device_put(
+        network.select({"params": state.params, "batch_stats": state.batch_stats}),
+        mesh.replicated(mesh.make_mesh()),
+    )
+    features = np.asarray(encode(variables, images))
+    assert np.array_equal(features, np.asarray(encode(whole, images)))
+    assert features.std() > 0
