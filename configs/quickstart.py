@@ -2,9 +2,10 @@
 
     python -m jaxcl.main --config=configs/quickstart.py
 
-A ResNet-18 of a quarter of the usual width on 24x24 crops of 32x32 images, trained on 65 % of the emoji codes (both drawings of each); the
-table at the end is about the 25 % of codes that neither the training nor any choice has seen. The settings were chosen on the
-remaining 10 %. `--config=configs/quickstart.py:identity` trains with the identity as the only augmentation: it has to lose.
+A ResNet-18 of a quarter of the usual width on 24x24 crops of 32x32 images, trained on 65 % of the emoji codes (both drawings of
+each); the table at the end is about the 25 % of codes that neither the training nor any choice has seen. The settings were
+chosen on the remaining 10 %. `--config=configs/quickstart.py:identity` trains with the identity as the only augmentation: it
+has to lose.
 """
 
 from ml_collections import ConfigDict

@@ -370,10 +370,7 @@ def probe(options: Options) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
     }
     if mesh_lib.is_main():
-        title = (
-            f"{config.name}, step {manifest.step:,}, layer {layer}: "
-            f"{splits.names['test']} split, accuracy in %"
-        )
+        title = f"{config.name}, step {manifest.step:,}, {layer}, {splits.names['test']!r}, in %"
         Console().print(evaluators.table(rows, title=title))
         out = epath.Path(options.out) if options.out else epath.Path(options.workdir) / RESULTS
         append(out, record)
@@ -461,7 +458,11 @@ class _Probe:
     ) -> list[Row]:
         """kNN with k and metric chosen, the usual k = 200, and all the others for the record."""
         run = self.config.evaluation
-        ks = sorted({*run.ks, 1, 5, 10, 20, 200})
+        wanted = sorted({*run.ks, 1, 5, 10, 20, 200})
+        ks = [k for k in wanted if k <= len(train)]
+        if ks != wanted:
+            left_out = ", ".join(map(str, wanted[len(ks) :]))
+            self.console.print(f"kNN: k {left_out} left out, the gallery has {len(train)} images")
         chosen = evaluators.knn_selected(
             train, validation, test, level, ks, run.temperature, METRICS, last
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Sequence
 
 import jax
@@ -20,8 +19,6 @@ import numpy as np
 from jaxcl.evaluators.base import Classes, Features
 
 METRICS = ("cosine", "centred_cosine", "euclidean")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +99,7 @@ def knn(
         gallery: labelled examples to find neighbours among.
         queries: labelled examples to classify; none of them should be in the gallery.
         level: label level, coarse -> fine, negative from the finest.
-        ks: numbers of neighbours. Those larger than the gallery are left out, which is logged and
-            recorded in the result.
+        ks: numbers of neighbours. Those larger than the gallery are left out, which the result records.
         temperature: a neighbour of similarity s has weight exp(s / temperature); None: weight 1.
         metric: "cosine"; "centred_cosine", cosine after the gallery's mean is subtracted from
             both; "euclidean", whose similarity is the negative distance.
@@ -131,8 +127,6 @@ def knn(
         raise ValueError(
             f"ks={tuple(ks)}: all larger than the gallery of {int(labelled.sum())} examples"
         )
-    if left_out:
-        _log.warning("kNN: k %s left out, the gallery has %d examples", left_out, labelled.sum())
 
     similarity, index = neighbours(gallery.h[labelled], queries.h[asked], k=used[-1], metric=metric)
     votes_of = gallery_class[labelled][index]

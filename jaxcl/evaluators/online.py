@@ -69,6 +69,14 @@ class Online:
             NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
         )
         self.levels = self._choose_levels()
+        size_of_gallery = len(self.source(config.gallery))
+        if large := [k for k in config.ks if k > size_of_gallery]:
+            _log.warning(
+                "evaluation.ks: %s left out, the gallery %r has %d images",
+                large,
+                config.gallery,
+                size_of_gallery,
+            )
 
     def run(self, params: Any, batch_stats: Any) -> dict[str, float]:
         """kNN accuracy of the validation images in the gallery.

@@ -37,16 +37,17 @@ def forward_self(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) 
     count = rows.shape[0]
     relation, rows, meta = _tiled(spec, rows, meta)
     tiles, size, _ = rows.shape
+    turned = _turned(rows)
     sums = _start(spec, no_sums(spec, (tiles, size), rows.dtype))
 
     def row_of_tiles(i: jax.Array, sums: Sums) -> Sums:
         anchor, anchor_meta = _at(rows, i) * scale, _at(meta, i)
-        s = _similarities(spec, anchor, _at(rows, i))
+        s = _matmul(spec, anchor, _at(turned, i))
         mine = _sums(spec, s, _pairs(relation, anchor_meta, anchor_meta), axis=1)
 
         def tile(j: jax.Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
             mine, sums = carry
-            s = _similarities(spec, anchor, _at(rows, j))
+            s = _matmul(spec, anchor, _at(turned, j))
             pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
             mine = merge(mine, _sums(spec, s, pairs, axis=1))
             theirs = _sums(spec, s, pairs, axis=0)
@@ -66,29 +67,30 @@ def gradient_self(
     relation, rows, meta = _tiled(spec, rows, meta)
     tiles, size, _ = rows.shape
     coefficients = _cut(coefficients, size)
-    gradient = _start(spec, jnp.zeros(rows.shape, rows.dtype))
+    turned = _turned(rows)
+    gradient = _start(spec, jnp.zeros(turned.shape, rows.dtype))
 
     def row_of_tiles(i: jax.Array, gradient: jax.Array) -> jax.Array:
         anchor, anchor_meta, row = _at(rows, i) * scale, _at(meta, i), _at(coefficients, i)
-        s = _similarities(spec, anchor, _at(rows, i))
+        s = _matmul(spec, anchor, _at(turned, i))
         pairs = _pairs(relation, anchor_meta, anchor_meta)
         w = tile_weights(spec, s, pairs, as_rows(row), as_columns(row))
-        mine = _at(gradient, i) + _product(spec, w, _at(rows, i))
+        mine = _matmul(spec, w, _at(rows, i))
 
         def tile(j: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             mine, gradient = carry
-            s = _similarities(spec, anchor, _at(rows, j))
+            s = _matmul(spec, anchor, _at(turned, j))
             pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
             column = as_columns(_at(coefficients, j))
             w = tile_weights(spec, s, pairs, as_rows(row), column)
-            theirs = _at(gradient, j) + _product(spec, w.T, _at(rows, i))
-            return mine + _product(spec, w, _at(rows, j)), _put(gradient, j, theirs)
+            theirs = _at(gradient, j) + _matmul(spec, _at(turned, i), w)
+            return mine + _matmul(spec, w, _at(rows, j)), _put(gradient, j, theirs)
 
         mine, gradient = lax.fori_loop(i + 1, tiles, tile, (mine, gradient))
-        return _put(gradient, i, mine)
+        return _put(gradient, i, _at(gradient, i) + mine.T)
 
     gradient = lax.fori_loop(0, tiles, row_of_tiles, gradient)
-    return _join(gradient, count)
+    return _join(_turned(gradient), count)
 
 
 def forward_cross(
@@ -108,17 +110,18 @@ def forward_cross(
     relation, queries, query_meta, keys, key_meta = _tiled_both(
         spec, relation, queries, query_meta, keys, key_meta
     )
+    turned = _turned(keys)
 
     def row_of_tiles(query: tuple[jax.Array, Meta]) -> Sums:
         anchor, anchor_meta = query[0] * scale, query[1]
 
         def tile(sums: Sums, key: tuple[jax.Array, Meta]) -> tuple[Sums, None]:
-            s = _similarities(spec, anchor, key[0])
+            s = _matmul(spec, anchor, key[0])
             pairs = None if relation is None else _pairs(relation, anchor_meta, key[1])
             return merge(sums, _sums(spec, s, pairs, axis=1)), None
 
         start = _start(spec, no_sums(spec, anchor.shape[:1], anchor.dtype))
-        return lax.scan(tile, start, (keys, key_meta))[0]
+        return lax.scan(tile, start, (turned, key_meta))[0]
 
     return _join(lax.map(row_of_tiles, (queries, query_meta)), count)
 
@@ -144,20 +147,22 @@ def gradient_cross(
     )
     row = row and _cut(row, queries.shape[1])
     column = column and _cut(column, keys.shape[1])
+    turned = _turned(keys)
 
     def row_of_tiles(query: tuple[jax.Array, Meta, Coefficients | None]) -> jax.Array:
         anchor, anchor_meta, mine = query[0] * scale, query[1], query[2]
 
         def tile(
-            gradient: jax.Array, key: tuple[jax.Array, Meta, Coefficients | None]
+            gradient: jax.Array, key: tuple[jax.Array, jax.Array, Meta, Coefficients | None]
         ) -> tuple[jax.Array, None]:
-            s = _similarities(spec, anchor, key[0])
-            pairs = None if relation is None else _pairs(relation, anchor_meta, key[1])
-            w = tile_weights(spec, s, pairs, mine and as_rows(mine), key[2] and as_columns(key[2]))
-            return gradient + _product(spec, w, key[0]), None
+            keys, turned, key_meta, theirs = key
+            s = _matmul(spec, anchor, turned)
+            pairs = None if relation is None else _pairs(relation, anchor_meta, key_meta)
+            w = tile_weights(spec, s, pairs, mine and as_rows(mine), theirs and as_columns(theirs))
+            return gradient + _matmul(spec, w, keys), None
 
         start = _start(spec, jnp.zeros(anchor.shape, anchor.dtype))
-        return lax.scan(tile, start, (keys, key_meta, column))[0]
+        return lax.scan(tile, start, (keys, turned, key_meta, column))[0]
 
     return _join(lax.map(row_of_tiles, (queries, query_meta, row)), count)
 
@@ -249,12 +254,18 @@ def _join(tree: T, count: int) -> T:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)
 
 
-def _similarities(spec: TileSpec, anchor: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.matmul(anchor, keys.T, precision=spec.precision)
+def _turned(tiles: jax.Array) -> jax.Array:
+    """Tiles of rows as tiles of columns.
+
+    Products of a tile are written so that none has a transposed operand: XLA's fast kernels for
+    small products on CPU want that, and made anew at every tile a transpose costs as much as the
+    product.
+    """
+    return jnp.swapaxes(tiles, 1, 2)
 
 
-def _product(spec: TileSpec, weights: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.matmul(weights, keys, precision=spec.precision)
+def _matmul(spec: TileSpec, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=spec.precision)
 
 
 def _sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, axis: int) -> Sums:

@@ -232,7 +232,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray | None:
     width = len(values) // 25
     if width < 3 or not np.isfinite(values).all():
         return None
-    if np.abs(np.diff(values)).sum() < 4 * np.ptp(values):  # a schedule keeps its corners
+    if np.abs(np.diff(values)).sum() <= 4 * np.ptp(values):  # a schedule keeps its corners
         return None
     width += 1 - width % 2
     kernel = np.ones(width)

@@ -66,6 +66,12 @@ def lay_flat(points: np.ndarray) -> np.ndarray:
     return _fit(centre @ np.linalg.svd(centre, full_matrices=False)[2].T)
 
 
+def fill(points: np.ndarray) -> np.ndarray:
+    """Stretches the narrower axis of points [N, 2] in [0, 1], by 1.5 at most, to fill the square."""
+    extent = np.maximum(np.ptp(points, axis=0), 1e-12)
+    return (points - 0.5) * np.minimum(1.0 / extent, 1.5) + 0.5
+
+
 def align(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Turns and mirrors points [N, 2] to lie near `reference` [N, 2] (Procrustes), in [0, 1]."""
     centre, target = points - points.mean(0), reference - reference.mean(0)

@@ -87,7 +87,8 @@
       if (!sprite.complete) return;
       const side = size(), focus = hovered >= 0 ? hovered : pinned;
       const names = level >= 0 ? data.levels[level].names.length : 0;
-      const frame = (i) => (level >= 0 ? colour(data.levels[level].ids[i], names) : style("--line"));
+      const plain = style("--line");
+      const frame = (i) => (level >= 0 ? colour(data.levels[level].ids[i], names) : plain);
       const filtering = picked !== null || query;
       context.imageSmoothingEnabled = side < 2 * cellWidth;
       for (const match of filtering ? [false, true] : [true]) {

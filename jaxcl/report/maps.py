@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.report.geometry import align, lay_flat, layout, nearest
+from jaxcl.report.geometry import align, fill, lay_flat, layout, nearest
 from jaxcl.report.images import Gallery
 from jaxcl.report.page import Page
 from jaxcl.report.sheets import GALLERY_SIDE, check_features, grade_legend
@@ -55,7 +55,7 @@ class Map:
             points, method = layout(x, self.seed)
             points = lay_flat(points) if reference is None else align(points, reference)
             reference = points if reference is None else reference
-            units = np.rint(points * _UNITS).astype(int)
+            units = np.rint(fill(points) * _UNITS).astype(int)
             layouts.append(
                 {
                     "name": printable(encoder),
