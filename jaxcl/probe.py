@@ -75,7 +75,7 @@ class Options:
       test: split to score; "" for the run's, or "test" with other data.
       size: side of the images that the network is given; 0 for that of the run.
       baselines: also score raw pixels and the untrained encoder.
-      paper_grid: choose l2 among SimCLR's 45 values, not 7.
+      paper_grid: choose l2 among SimCLR's 45 values, not 9.
       recipe: of fine-tuning: "v1" (Nesterov) or "v2" (LARS).
       epochs: of sgd and finetune; 0 for the paper's: 90, and 60 (up to 2 % of the labels) or 30.
       lr: base learning rate of sgd and finetune, before scaling with the batch; 0: the paper's.
@@ -692,7 +692,7 @@ def parse(argv: Sequence[str]) -> Options:
     flag("test", "split to score (default: the run's; 'test' with --data)")
     flag("size", "side of the images that the network is given; 0: as in the run")
     switch("baselines", "also score raw pixels and the untrained encoder")
-    switch("paper_grid", "choose l2 among SimCLR's 45 values instead of 7")
+    switch("paper_grid", "choose l2 among SimCLR's 45 values instead of 9")
     flag(
         "recipe", "fine-tuning as in SimCLR v1 (Nesterov) or v2 (LARS, usually with --layer=head:1)"
     )

@@ -196,6 +196,8 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         return {"step": step, "complete": False, "metrics": values, "rows": []}
 
     # ------------------------------------------------------------------------------------- the table and the picture
+    trained = {"trained encoder": network(state)}
+    networks = {"raw pixels": None, "untrained encoder": network(jit_init(key)), **trained}
     rows: list[evaluators.Row] = []
     results = root / RESULTS
     if restored and first_step == total_steps and results.exists():
@@ -203,39 +205,33 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         say(f"this run is complete; its results are from {results}")
     elif online and config.evaluation.test:
         say("evaluating on the test split ...")
-        networks: dict[str, Any] = {"trained encoder": network(state)}
-        if config.evaluation.baselines:
-            networks = {"raw pixels": None, "untrained encoder": network(jit_init(key)), **networks}
-        rows = online.table_rows(networks)
+        rows = online.table_rows(networks if config.evaluation.baselines else trained)
+    next_steps = what_next(root)
     if main:
-        next_steps = what_next(root)
         if rows:
-            Console().print(
-                evaluators.table(
-                    rows, title=f"{config.name}: {config.evaluation.test} split, accuracy in %"
-                )
-            )
-        results.write_text(
-            json.dumps({"step": step, "rows": [r.as_dict() for r in rows]}, indent=2)
+            title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
+            Console().print(evaluators.table(rows, title=title))
+        plain = {"step": step, "rows": [r.as_dict() for r in rows]}
+        results.write_text(json.dumps(plain, indent=2))
+    if config.run.report and online:
+        run_report(
+            root,
+            config.name,
+            stored,
+            source,
+            method.views,
+            online,
+            dict(reversed(networks.items())),
+            rows,
+            {"devices": mesh_lib.describe(mesh), "training time": metrics.duration(seconds)},
+            next_steps,
+            trivial_loss(method, config.batch_size),
+            write=main,
         )
-        if config.run.report and online:
-            facts = {"devices": mesh_lib.describe(mesh), "training time": metrics.duration(seconds)}
-            run_report(
-                root,
-                config.name,
-                stored,
-                source,
-                method.views,
-                online,
-                network(state),
-                rows,
-                facts,
-                next_steps,
-            )
-            say(f"pictures: {root / 'report.html'}")
-        say("next:")
-        for what, command in next_steps:
-            say(f"  {what}: {command}")
+        say(f"pictures: {root / 'report.html'}")
+    say("next:")
+    for what, command in next_steps:
+        say(f"  {what}: {command}")
     return {"step": step, "complete": True, "metrics": values, "rows": [r.as_dict() for r in rows]}
 
 

@@ -215,7 +215,6 @@ def test_sgd_and_finetuning_with_few_labels_and_the_control(workdir, capsys):
     probed, tuned, control = (row["settings"] for row in rows.values())
     assert probed["trained_on"] == tuned["trained_on"] == control["trained_on"] == 100
     assert (tuned["batch_size"], probed["steps"], tuned["steps"], control["steps"]) == (64, 3, 3, 6)
-    assert min(row["accuracy"] for row in rows.values()) > 0.15
     assert "50% of the labels" in capsys.readouterr().out
     assert digest(workdir / "checkpoints") == before
 

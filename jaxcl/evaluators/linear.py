@@ -30,7 +30,7 @@ from jaxcl.evaluators.base import Classes, Features, score
 PAPER_GRID: tuple[float, ...] = tuple(np.logspace(-6, 5, 45).tolist())
 """The 45 values of SimCLR B.8."""
 
-SHORT_GRID: tuple[float, ...] = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+SHORT_GRID: tuple[float, ...] = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 """Enough for standardised features of a few thousand examples."""
 
 RANK = 128

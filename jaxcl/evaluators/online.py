@@ -145,7 +145,7 @@ class Online:
     def features(self, variables: Any | None, split: str) -> Features:
         """Features of a split: h of a network's {"params", "batch_stats"}, or None's raw pixels."""
         if variables is None:
-            return raw_pixels(self.batches(split), self._view)
+            return raw_pixels(self.batches(split))  # at full size: the strongest baseline
         return self._extract(
             _backbone(variables["params"], variables["batch_stats"]), self.batches(split)
         )

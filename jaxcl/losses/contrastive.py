@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxcl.losses import nce
 
@@ -23,7 +24,7 @@ def normalize(z: jax.Array) -> jax.Array:
     square = jnp.sum(z * z, axis=-1, keepdims=True)
     alive = square > _EPS**2
     unit = z / jnp.sqrt(jnp.where(alive, square, 1))
-    return jnp.where(alive, unit, jax.lax.stop_gradient(z) / _EPS)
+    return jnp.where(alive, unit, lax.stop_gradient(z) / _EPS)
 
 
 def nt_xent(
@@ -113,7 +114,11 @@ def sup_con(
 
 
 def nt_xent_metrics(
-    z: jax.Array, temperature: float | jax.Array = 0.1, *, precision: str = "highest"
+    z: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    *,
+    precision: Any = "highest",
+    anchors: int = 1024,
 ) -> dict[str, jax.Array]:
     """What the authors of SimCLR log beside NT-Xent: how well view 0 finds its partner in view 1.
 
@@ -124,6 +129,8 @@ def nt_xent_metrics(
         z: ``float[B, V, D]`` with V >= 2; only views 0 and 1 are used.
         temperature: divides the cosines.
         precision: of the similarity product, as in `jax.numpy.matmul`.
+        anchors: from twice as many images on, only every n-th is an anchor, so that at least this
+            many are; the candidates remain all images. It keeps memory and time linear in B.
 
     Returns:
         Scalars: ``contrastive_top1`` and ``contrastive_top5``, shares of anchors whose partner is
@@ -133,13 +140,14 @@ def nt_xent_metrics(
     batch, views, _ = _check_views("nt_xent_metrics", z)
     if views < 2:
         raise ValueError(f"nt_xent_metrics: two views are needed, got z{list(z.shape)}.")
-    unit = normalize(jax.lax.stop_gradient(z))
-    logits = jnp.matmul(unit[:, 0], unit[:, 1].T, precision=precision)
-    logits = logits / jax.lax.stop_gradient(temperature)
-    row = jnp.arange(batch)[:, None]
-    column = jnp.arange(batch)[None, :]
-    right = jnp.sum(jnp.where(row == column, logits, 0), axis=1, keepdims=True)
-    nearer = (logits > right) | ((logits == right) & (column < row))
+    scale = lax.stop_gradient(_inverse_temperature(temperature))
+    every = max(1, batch // anchors)
+    unit = normalize(lax.stop_gradient(z))
+    logits = scale * jnp.matmul(unit[::every, 0], unit[:, 1].T, precision=precision)
+    own = jnp.arange(0, batch, every)[:, None]
+    candidate = jnp.arange(batch)[None, :]
+    right = jnp.sum(jnp.where(candidate == own, logits, 0), axis=1, keepdims=True)
+    nearer = (logits > right) | ((logits == right) & (candidate < own))
     rank = jnp.sum(nearer, axis=1)
     log_p = jax.nn.log_softmax(logits, axis=1)
     return {

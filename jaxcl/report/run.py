@@ -9,7 +9,7 @@ from etils import epath
 
 from jaxcl import metrics
 from jaxcl.data import Source, fit
-from jaxcl.evaluators import Features, Online, Row
+from jaxcl.evaluators import Online, Row
 from jaxcl.report.curves import Curves
 from jaxcl.report.images import Gallery
 from jaxcl.report.maps import Map
@@ -32,10 +32,12 @@ def run_report(
     source: Source,
     views: ViewProgram,
     online: Online,
-    variables: Mapping[str, Any],
+    networks: Mapping[str, Any],
     rows: Sequence[Row] = (),
     facts: Mapping[str, object] | None = None,
     next_steps: Sequence[tuple[str, str]] = (),
+    trivial_loss: float | None = None,
+    write: bool = True,
 ) -> None:
     """Writes `report.html` into the workdir: results, views, neighbours, map and curves.
 
@@ -46,31 +48,39 @@ def run_report(
       source: the training images.
       views: of the method.
       online: takes features of the split that is shown: test, else validation, else gallery.
-      variables: the trained network, {"params", "batch_stats"}.
+      networks: name -> {"params", "batch_stats"}, or None for raw pixels; the trained one first.
       rows: the results, if there are any.
       facts: what else the header should say.
       next_steps: (what it does, command line).
+      trivial_loss: the loss of embeddings that tell nothing, if the method knows it.
+      write: False for all processes but one: features are taken by all of them together.
     """
-    logged = metrics.read_metrics(root)
-    split, features, images = shown_images(online, variables)
+    split = online.config.test or online.config.validation or online.config.gallery
     shown = online.source(split)
-    every = -(-len(features) // LIMIT)
-    kept = np.arange(0, len(features), every)
+    batches = list(online.batches(split))
+    images = np.concatenate([b["image"][b["mask"]] for b in batches])
+    labels = np.concatenate([b["label"][b["mask"]] for b in batches])
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    kept = np.arange(0, len(images), -(-len(images) // LIMIT))
+    features = {
+        label: online.features(variables, split).h[kept] for label, variables in networks.items()
+    }
+    if not write:
+        return
+    logged = metrics.read_metrics(root)
     gallery = Gallery(
         images[kept],
-        features.labels[kept],
+        labels[kept],
         tuple(shown.tree.levels),
         tuple(tuple(names) for names in shown.tree.names),
-        [shown.name(int(i)) for i in kept],
+        [shown.name(int(i)) for i in index[kept]],
     )
-    trained = {"trained encoder": features.h[kept]}
-    raw = {"raw pixels": images[kept].reshape(len(kept), -1).astype(np.float32)}
     sections: list[Section] = [
         Results([row.as_dict() for row in rows], note=how_scored(rows)),
         Pairs(*augmented(source, views, config)),
-        Neighbours(gallery, trained | raw, seed=config["seed"]),
-        Map(gallery, trained | raw, seed=config["seed"]),
-        Curves(logged),
+        Neighbours(gallery, features, seed=config["seed"]),
+        Map(gallery, features, seed=config["seed"]),
+        Curves(logged, trivial_loss),
     ]
     report = Report(
         title=name,
@@ -83,22 +93,14 @@ def run_report(
             "shown": f"{split}: {shown.describe()}",
             **(facts or {}),
         },
-        warnings=metrics.diagnose([row for row in logged if "loss" in row][-50:]),
+        warnings=metrics.diagnose(
+            [row for row in logged if "loss" in row][-50:], trivial_loss=trivial_loss
+        ),
         sections=sections,
         next_steps=next_steps,
         config=config,
     )
     write_report(root / "report.html", report)
-
-
-def shown_images(online: Online, variables: Mapping[str, Any]) -> tuple[str, Features, np.ndarray]:
-    """(split, its features, its images u8[N,H,W,C]) for the pictures."""
-    config = online.config
-    split = config.test or config.validation or config.gallery
-    features = online.features(variables, split)
-    batches = list(online.batches(split))
-    images = np.concatenate([b["image"][b["mask"]] for b in batches])
-    return split, features, images
 
 
 def augmented(

@@ -8,6 +8,7 @@ where it is.
 
 import dataclasses
 import difflib
+import functools
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -117,7 +118,8 @@ class ViewProgram:
         drawn = {}
         for index, (name, op) in enumerate(self.ops):
             probs = jnp.asarray([view.prob.get(name, op.prob) for view in self.views], jnp.float32)
-            params = jax.vmap(op.sample, (0, None, 0))(keys[:, index], shape, probs)
+            sample = jax.vmap(functools.partial(op.sample, shape=shape))
+            params = sample(keys[:, index], prob=probs)
             drawn[name] = self._shared(name, params)
             shape = op.output_shape(shape)
         return drawn

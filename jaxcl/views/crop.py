@@ -128,10 +128,14 @@ class Crop(Op):
         return height, width
 
     def apply(self, image: jax.Array, params: Params) -> jax.Array:
-        """Cuts out ``"box"`` and resizes it: uint8 or float [H,W,C] -> float[size,size,C]."""
+        """Makes uint8 or float [H,W,C] float[size,size,C], of the whole image if the coin is off."""
         image = as_float(image)
         whole = jnp.asarray([0, 0, image.shape[0], image.shape[1]], jnp.int32)
-        top, left, h, w = jnp.where(params["on"], params["box"], whole)
+        return self.transform(image, {"box": jnp.where(params["on"], params["box"], whole)})
+
+    def transform(self, image: jax.Array, params: Params) -> jax.Array:
+        """Cuts out ``"box"`` and resizes it."""
+        top, left, h, w = params["box"]
         return resample.crop_resize(
             image, (top, left, h, w), self.size, method=self.method, antialias=self.antialias
         )

@@ -4,6 +4,7 @@ The two halves are separate so that what was drawn can be recorded, shared betwe
 again.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -99,10 +100,11 @@ def check_choice(op: object, name: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Op:
+class Op(abc.ABC):
     """An augmentation of one image f[H,W,C] in [0,1]; `jax.vmap` makes it one of a batch.
 
-    Subclasses give `draw` and `transform`; the coin is tossed here.
+    Subclasses give `transform` and, if they have parameters, `words` and `draw`; the coin is tossed
+    here.
 
     Attributes:
       prob: probability with which an example is transformed; else it passes unchanged.
@@ -149,6 +151,6 @@ class Op:
         del bits, shape
         return {}
 
+    @abc.abstractmethod
     def transform(self, image: jax.Array, params: Params) -> jax.Array:
         """Transforms f[H,W,C], whatever the coin says."""
-        raise TypeError(f"{type(self).__name__} defines no transform")

@@ -174,7 +174,8 @@ def looc(size: int = 224, shared: tuple[str, ...] = ("rotate", "color")) -> Pres
     """LooC (Xiao et al., 2021): a query, a key with nothing shared, and a key for each of `shared`.
 
     View 0 is the query q, view 1 the key k_0, and view i + 1 the key k_i, which repeats what q drew
-    for the i-th family; crop, flip and blur are always drawn anew.
+    for the i-th family; crop, flip and blur are always drawn anew. Rotation is by 0, 90, 180 or 270
+    degrees and comes before the crop, so that images have to be square.
 
     Args:
       size: side of the views in pixels.

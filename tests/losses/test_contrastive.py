@@ -177,6 +177,17 @@ def test_metrics_against_loops():
     np.testing.assert_allclose(metrics["contrastive_entropy"], entropy / 20, rtol=1e-5)
 
 
+def test_metrics_of_a_large_batch_measure_every_nth_anchor():
+    z = random_z(8, 24, 2, 3)
+    every = losses.nt_xent_metrics(z, anchors=8)
+    rows = oracle.unit_rows(z).reshape(24, 2, 3)
+    right = [np.argmax(rows[:, 1] @ rows[i, 0]) == i for i in range(0, 24, 3)]
+    np.testing.assert_allclose(every["contrastive_top1"], np.mean(right), rtol=1e-6)
+    batch = jax.ShapeDtypeStruct((65536, 2, 128), jnp.float32)
+    compiled = jax.jit(losses.nt_xent_metrics).lower(batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 4 * 1024 * 65536
+
+
 def test_metrics_of_a_collapsed_encoder_are_chance_and_have_no_gradient():
     z = jnp.ones((10, 2, 4))
     metrics = losses.nt_xent_metrics(z)

@@ -10,9 +10,9 @@ import pair_oracles as oracle
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from pair_yardstick import plain_nt_xent
 
 from jaxcl import losses
+from jaxcl.bench import plain_nt_xent
 from jaxcl.losses import nce
 
 WANT = ("lse", "positive_sum", "positive_lse", "positives")
@@ -304,12 +304,15 @@ def test_the_keys_gradient_is_not_computed_where_it_is_not_used():
 
 
 def test_auto_is_the_written_rule():
-    assert nce.choose(2048, 2048) == "dense"
-    assert nce.choose(8192, 8192) == "tiled"
-    assert nce.choose(8192, 8192, devices=128) == "dense"
-    assert nce.choose(16384, 16384, devices=8) == "ring"
-    assert nce.choose(32768, 32768, devices=64) == "tiled"
-    assert nce.choose(2048, 65536, itemsize=4) == "tiled"
+    assert nce.choose(1448, 1448) == "dense"
+    assert nce.choose(1449, 1449) == "tiled"
+    assert nce.choose(1024, 1024, itemsize=8) == "dense"
+    assert nce.choose(1448, 1448, itemsize=8) == "tiled"
+    assert nce.choose(8192, 8192, devices=8) == "ring"
+    assert nce.choose(8192, 8192, devices=8, platform="tpu") == "dense"
+    assert nce.choose(16384, 16384, devices=8, platform="tpu") == "ring"
+    assert nce.choose(32768, 32768, devices=64, platform="gpu") == "tiled"
+    assert nce.choose(2048, 65536, platform="tpu") == "tiled"
 
 
 def test_impossible_forms_are_named():

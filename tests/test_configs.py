@@ -1,0 +1,101 @@
+"""Every config is built, traced on its own shapes, and compared with its golden text.
+
+A changed default is a changed file in a review: `JAXCL_WRITE_GOLDEN=1 pytest tests/test_configs.py` writes them anew.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl import config as config_lib
+from jaxcl import models, optim, train
+from jaxcl.state import make_init, make_train_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+VARIANTS = [*CONFIGS, "quickstart:identity", "simclr_v2_tpu:resnet152,width=3,sk", "simclr_folder:128"]
+
+
+def get_config(name):
+    stem, _, arg = name.partition(":")
+    spec = importlib.util.spec_from_file_location(stem, ROOT / "configs" / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg) if arg else module.get_config()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_golden_text(name):
+    stored = config_lib.to_dict(config_lib.from_dict(get_config(name)))
+    text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
+    path = GOLDEN / f"{name.replace(':', '-').replace(',', '-')}.json"
+    if os.environ.get("JAXCL_WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_step_is_traced_on_its_own_shapes(name):
+    config = config_lib.from_dict(get_config(name))
+    method = config.build_method()
+    model = models.build(config.model, method.heads)
+    side, channels = config.data.image_size, config.data.channels
+    h, w, c = method.views.output_shape((side, side, channels))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), (h, w, c)))["params"]
+    schedule = optim.make_schedule(config.optim, 10**6, 1000, config.batch_size)
+    tx = optim.make_optimizer(config.optim, params | {"method": {}}, schedule)
+    state = jax.eval_shape(make_init(method, model, tx, (h, w, c)), jax.random.key(0))
+    b, v = config.batch_size, len(method.views.views)
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, side, side, channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((b, 1), np.int32),
+        "index": jax.ShapeDtypeStruct((b,), np.int32),
+    }
+    if config.data.crop == "host":
+        batch["image"] = jax.ShapeDtypeStruct((b, v, h, w, channels), np.uint8)
+        batch["crop/on"] = jax.ShapeDtypeStruct((b, v), np.bool_)
+        batch["crop/box"] = jax.ShapeDtypeStruct((b, v, 4), np.int32)
+    after, metrics = jax.eval_shape(make_train_step(method, model, tx, schedule), state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+    assert metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_simclr_tpu_runs_on_a_cpu_with_a_tiny_data_set(tmp_path):
+    """The pod's config, its data from TFDS without TensorFlow, two steps of eight images."""
+    c = get_config("simclr_tpu")
+    c.update_from_flattened_dict(
+        {
+            "batch_size": 8,
+            "steps": 2,
+            "epochs": 0.0,
+            "data.path": str(ROOT / "tests" / "data" / "fixtures" / "tfds"),
+            "data.dataset": "tiny_shapes",
+            "data.image_size": 32,
+            "data.workers": 0,
+            "views.ops.crop.size": 32,
+            "model.width": 0.125,
+            "optim.warmup_epochs": 0.0,
+            "evaluation.every": 2,
+            "evaluation.gallery": "train",
+            "evaluation.validation": "train",
+            "evaluation.ks": (1, 5),
+            "run.log_every": 1,
+            "mesh.compile_cache": "",
+        }
+    )
+    result = train.train(config_lib.from_dict(c), str(tmp_path))
+    assert result["complete"]
+    assert np.isfinite(result["metrics"]["loss"])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
