@@ -20,7 +20,12 @@ from jaxcl.state import make_init, make_train_step
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
-VARIANTS = [*CONFIGS, "quickstart:identity", "simclr_v2_tpu:resnet152,width=3,sk", "simclr_folder:128"]
+VARIANTS = [
+    *CONFIGS,
+    "quickstart:identity",
+    "simclr_v2_tpu:resnet152,width=3,sk",
+    "simclr_folder:128",
+]
 
 
 def get_config(name):

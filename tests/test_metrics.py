@@ -407,6 +407,7 @@ def test_effective_rank():
     assert effective_rank(np.eye(6)) == pytest.approx(6.0, rel=1e-4)
     assert effective_rank(np.ones((10, 4))) == pytest.approx(1.0, abs=1e-3)
     assert effective_rank(np.zeros((10, 4))) == 0.0
+    assert np.isnan(effective_rank(np.full((3, 3), np.inf)))
     two = np.zeros((2, 5))
     two[0, 0], two[1, 1] = 3.0, 1.0
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))

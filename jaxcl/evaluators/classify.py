@@ -173,13 +173,15 @@ def finetune(task: Task, network: LayerModel, variables: PyTree, recipe: Recipe)
       task: the data.
       network: up to the layer on which the classifier stands; its `bn_momentum` applies.
       variables: {"params", "batch_stats"} to start from: a checkpoint's, or new ones for the
-        supervised control. They are not changed.
+        supervised control. They are not changed; what the layer does not depend on is left out.
       recipe: SimCLR's is Nesterov momentum 0.9, learning rate 0.05 * B / 256 without warm-up,
         60 epochs for 1 % of the labels and 30 for 10 % (B.5).
 
     Raises:
       ValueError: fewer than two classes, or no labelled test image.
     """
+
+    variables = network.select(variables)
 
     def apply(
         params: PyTree, stats: PyTree, images: jax.Array, train: bool

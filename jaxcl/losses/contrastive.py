@@ -50,7 +50,8 @@ def nt_xent(
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
-            `jax.set_mesh`, if any. Without one, "auto" and "tiled" work as for one device.
+            `jax.set_mesh`, if any. Large sharded batches need it: without, "tiled" (and "auto" when
+            it takes it) lets every device do all the work.
         kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
 
     Returns:
@@ -91,7 +92,8 @@ def sup_con(
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
-            `jax.set_mesh`, if any. Without one, "auto" and "tiled" work as for one device.
+            `jax.set_mesh`, if any. Large sharded batches need it: without, "tiled" (and "auto" when
+            it takes it) lets every device do all the work.
         kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
 
     Returns:

@@ -110,7 +110,8 @@ def row_stats(
         precision: of the matrix products, as in `jax.numpy.matmul`.
         impl: the form, or "auto" for what `choose` says.
         mesh: over whose axis `axis` the rows are, or are to be, sharded; None takes the mesh set by
-            `jax.set_mesh`, if any. Without a mesh "tiled" and "auto" work as for one device.
+            `jax.set_mesh`, if any. Without a mesh "tiled" is for one device: on rows that are sharded
+            all the same, every device would do all the work.
         axis: name of that axis.
         kernel: what walks over the tiles, loops of XLA or a Pallas kernel for TPU (float32 only; on
             a CPU it is interpreted, which is slow and meant for tests).
@@ -136,10 +137,15 @@ def row_stats(
     platform = _platform(mesh)
     if kernel == "pallas" and platform not in ("tpu", "cpu"):
         raise ValueError(f'kernel="pallas" is for TPU, not for {platform}; use kernel="xla".')
-    if impl == "auto":
-        form = choose(rows, columns, devices, dtype.itemsize, platform)
-    else:
+    form: Form
+    if impl != "auto":
         form = impl
+    elif mesh is None:
+        # Rows that JAX has sharded on its own are seen as whole; dense suits both cases longest.
+        form = choose(rows, columns, jax.device_count(), dtype.itemsize, platform)
+        form = "dense" if form == "dense" else "tiled"
+    else:
+        form = choose(rows, columns, devices, dtype.itemsize, platform)
     spread = devices > 1 and form != "dense"
     spec = TileSpec(
         relation,

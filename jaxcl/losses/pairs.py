@@ -149,9 +149,9 @@ def finish(spec: TileSpec, sums: Sums) -> Stats:
     for name in spec.want:
         total = sums[name]
         if name.endswith("lse"):
+            # No pairs: -inf, either way. A NaN stays one.
             shift = spec.bound if spec.bound is not None else sums[name + "_top"]
-            some = total > 0
-            total = jnp.where(some, shift + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+            total = shift + jnp.log(total)
         stats[name] = total
     return stats
 

@@ -78,16 +78,14 @@ def run_report(
     sections: list[Section] = [
         Results([row.as_dict() for row in rows], note=how_scored(rows)),
         Pairs(*augmented(source, views, config)),
-        Neighbours(gallery, features, seed=config["seed"]),
+        Neighbours(gallery, features, count=7, seed=config["seed"]),
         Map(gallery, features, seed=config["seed"]),
         Curves(logged, trivial_loss),
     ]
     report = Report(
         title=name,
-        summary=f"{config['method']['name']} with {config['model']['name']}, trained without looking at labels where"
-        f" the method uses none. The pictures show the {split!r} split, which the training has not seen."
-        if split not in ("train", online.config.gallery)
-        else f"{config['method']['name']} with {config['model']['name']}.",
+        summary=f"{config['method']['name']} with {config['model']['name']}. The pictures are of the"
+        f" split {split!r}" + (", which the training has not seen." if split != "train" else "."),
         facts={
             "training data": source.describe(),
             "shown": f"{split}: {shown.describe()}",

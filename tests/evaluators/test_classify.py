@@ -1,6 +1,7 @@
 """Linear probes by SGD and fine-tuning, on scikit-learn's digits."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -66,6 +67,11 @@ def network(layer="h", **changes):
     return Layer.parse(layer, tuple(name for name, _ in model.heads)).of(model)
 
 
+@functools.cache
+def start():
+    return build().init(jax.random.key(0), SHAPE)
+
+
 def leaves(tree):
     return [np.asarray(x).copy() for x in jax.tree.leaves(tree)]
 
@@ -75,7 +81,7 @@ def same(a, b):
 
 
 def test_linear_sgd_comes_near_the_logistic_optimum_and_leaves_the_encoder_alone(digits):
-    variables = network().init(jax.random.key(0), SHAPE)
+    variables = start()
     before = leaves(variables)
     trained = linear_sgd(task(digits), network(), variables, Recipe(60, 100, nesterov(1.0)))
     assert all(np.array_equal(a, b) for a, b in zip(before, leaves(variables), strict=True))
@@ -99,13 +105,13 @@ def test_linear_sgd_comes_near_the_logistic_optimum_and_leaves_the_encoder_alone
 def test_finetuning_beats_chance_and_the_control_from_scratch(digits):
     few = data.class_balanced_subset(digits[1][:300, 0], per_class=10, seed=0)
     # Pre-trained here means: fine-tuned on other digits.
-    start = network().init(jax.random.key(0), SHAPE)
+    fresh = start()
     other = task(digits, train=slice(400, 900))
-    pretrained = finetune(other, network(), start, Recipe(6, 50, nesterov(0.2))).variables
+    pretrained = finetune(other, network(), fresh, Recipe(6, 50, nesterov(0.2))).variables
     before = leaves(pretrained)
     recipe = Recipe(8, 50, nesterov(0.05))
     tuned = finetune(task(digits, train=few), network(), pretrained, recipe)
-    scratch = finetune(task(digits, train=few), network(), start, recipe)
+    scratch = finetune(task(digits, train=few), network(), fresh, recipe)
     assert scratch.result.accuracy > 0.3
     assert tuned.result.accuracy > scratch.result.accuracy + 0.05
     assert set(tuned.params) == {"backbone", "classifier"}
@@ -116,7 +122,7 @@ def test_finetuning_beats_chance_and_the_control_from_scratch(digits):
 
 def test_the_seed_decides_order_and_views(digits):
     flips = ViewProgram((("flip", Flip(prob=0.5)),), (View(),))
-    variables = network().init(jax.random.key(0), SHAPE)
+    variables = start()
     recipe = Recipe(1, 100, nesterov(0.1))
     first, again, seeded, plain = (
         linear_sgd(task(digits, views=views), network(), variables, r)
@@ -138,7 +144,7 @@ def test_batch_norm_momentum_of_the_network_is_the_one_that_acts(digits):
     means = {}
     for momentum in (0.5, 0.9):
         net = network(backbone=dataclasses.replace(build().backbone, momentum=momentum))
-        variables = net.init(jax.random.key(0), SHAPE)
+        variables = start()
         one_step = Recipe(1, 32, nesterov(0.0))
         stats = finetune(job, net, variables, one_step).variables["batch_stats"]
         means[momentum] = np.asarray(stats["backbone"]["bn"]["mean"])
@@ -147,7 +153,7 @@ def test_batch_norm_momentum_of_the_network_is_the_one_that_acts(digits):
 
 def test_a_layer_of_the_head_is_tuned_with_it(digits):
     net = network("head:1")
-    variables = net.select(build().init(jax.random.key(0), SHAPE))
+    variables = net.select(start())
     tuned = finetune(task(digits), net, variables, Recipe(2, 100, nesterov(0.1)))
     assert tuned.params["classifier"]["kernel"].shape == (12, 10)
     head, before = (v["params"]["head_projection"] for v in (tuned.variables, variables))
@@ -156,7 +162,7 @@ def test_a_layer_of_the_head_is_tuned_with_it(digits):
 
 
 def test_eight_devices_give_the_same_classifier(digits):
-    variables = network().init(jax.random.key(0), SHAPE)
+    variables = start()
     recipe = Recipe(2, 64, nesterov(0.1))
     one, eight = (finetune(task(digits, devices=n), network(), variables, recipe) for n in (1, 8))
     np.testing.assert_allclose(eight.result.train_loss, one.result.train_loss, rtol=1e-4)
@@ -176,9 +182,7 @@ def test_missing_and_unseen_labels_and_small_data(digits):
         devices=8,
     )
     kept = int((train >= 0).sum())
-    result = linear_sgd(
-        job, network(), network().init(jax.random.key(0), SHAPE), Recipe(0.01, 512, nesterov(0.1))
-    ).result
+    result = linear_sgd(job, network(), start(), Recipe(0.01, 512, nesterov(0.1))).result
     assert result.trained_on == kept
     assert result.classes == 9
     assert result.batch_size == kept // 8 * 8
@@ -193,7 +197,7 @@ def test_bn_momentum_for_transfer():
 
 
 def test_errors(digits):
-    variables = network().init(jax.random.key(0), SHAPE)
+    variables = start()
     recipe = Recipe(1, 32, nesterov(0.1))
     images = digits[0]
     one_class = ArraySource(images[:9], np.zeros((9, 1), np.int32))

@@ -1,5 +1,7 @@
 """NT-Xent and SupCon as functions: golden values, analytic cases, degenerate and bad input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,12 @@ import pair_oracles as oracle
 import pytest
 
 from jaxcl import losses
+
+nt_xent = jax.jit(losses.nt_xent, static_argnums=1)
+sup_con = jax.jit(losses.sup_con, static_argnums=(2, 3, 4))
+nt_xent_and_gradient = jax.jit(jax.value_and_grad(losses.nt_xent), static_argnums=1)
+sup_con_and_gradient = jax.jit(jax.value_and_grad(losses.sup_con), static_argnums=(2, 3))
+metrics_of = jax.jit(losses.nt_xent_metrics, static_argnames=("temperature", "anchors"))
 
 GOLDEN = oracle.two_views(oracle.sines(8, 8, 1.0))
 LABELS = np.array([0, 0, 1, 2])
@@ -21,12 +29,12 @@ def random_z(seed, *shape):
     [(0.1, 6.302796487552753), (0.5, 2.2802074641200814), (1.0, 2.0553571845551835)],
 )
 def test_nt_xent_golden(temperature, expected):
-    value = losses.nt_xent(jnp.asarray(GOLDEN, jnp.float32), temperature)
+    value = nt_xent(jnp.asarray(GOLDEN, jnp.float32), temperature)
     assert value.shape == ()
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     with jax.enable_x64(True):
-        value = losses.nt_xent(jnp.asarray(GOLDEN), temperature)
+        value = nt_xent(jnp.asarray(GOLDEN), temperature)
         assert value.dtype == jnp.float64
         np.testing.assert_allclose(value, expected, rtol=1e-13)
 
@@ -41,17 +49,17 @@ def test_nt_xent_golden(temperature, expected):
     ],
 )
 def test_sup_con_golden(variant, temperature, expected):
-    value = losses.sup_con(jnp.asarray(GOLDEN, jnp.float32), LABELS, temperature, variant)
+    value = sup_con(jnp.asarray(GOLDEN, jnp.float32), LABELS, temperature, variant)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_sup_con_scale_golden():
-    value = losses.sup_con(jnp.asarray(GOLDEN, jnp.float32), LABELS, 0.1, scale=0.1 / 0.07)
+    value = sup_con(jnp.asarray(GOLDEN, jnp.float32), LABELS, 0.1, "out", 0.1 / 0.07)
     np.testing.assert_allclose(value, 10.01892441090081, rtol=1e-6)
 
 
 def test_sup_con_single_view_keeps_lonely_anchors_in_the_mean():
-    value = losses.sup_con(jnp.asarray(GOLDEN[:, :1], jnp.float32), np.array([0, 1, 1, 2]), 0.1)
+    value = sup_con(jnp.asarray(GOLDEN[:, :1], jnp.float32), np.array([0, 1, 1, 2]), 0.1)
     np.testing.assert_allclose(value, 1.4387995455106943, rtol=1e-6)
 
 
@@ -60,12 +68,12 @@ def test_sup_con_single_view_keeps_lonely_anchors_in_the_mean():
 def test_losses_and_gradients_equal_the_oracle(shape, variant):
     z = random_z(sum(shape), *shape)
     labels = np.random.default_rng(1).integers(-1, 3, shape[0])
-    value, gradient = jax.value_and_grad(losses.sup_con)(z, labels, 0.2, variant)
+    value, gradient = sup_con_and_gradient(z, labels, 0.2, variant)
     np.testing.assert_allclose(value, oracle.group_loss(z, labels, 0.2, variant), rtol=2e-6)
     expected = oracle.group_gradient(z, labels, 0.2, variant)
     assert np.linalg.norm(gradient - expected) <= 3e-6 * np.linalg.norm(expected)
     if variant == "out":
-        value, gradient = jax.value_and_grad(losses.nt_xent)(z, 0.2)
+        value, gradient = nt_xent_and_gradient(z, 0.2)
         np.testing.assert_allclose(value, oracle.group_loss(z, None, 0.2), rtol=2e-6, atol=1e-7)
         expected = oracle.group_gradient(z, None, 0.2)
         assert np.linalg.norm(gradient - expected) <= 3e-6 * np.linalg.norm(expected) + 1e-9
@@ -86,33 +94,31 @@ def test_the_oracles_own_gradient_is_right():
 
 def test_equal_rows_give_log_of_the_candidates():
     z = jnp.ones((6, 2, 5))
-    np.testing.assert_allclose(losses.nt_xent(z, 0.1), np.log(11), rtol=1e-6)
-    np.testing.assert_allclose(losses.sup_con(z, jnp.zeros(6, int), 0.1), np.log(11), rtol=1e-6)
+    np.testing.assert_allclose(nt_xent(z, 0.1), np.log(11), rtol=1e-6)
+    np.testing.assert_allclose(sup_con(z, jnp.zeros(6, int), 0.1), np.log(11), rtol=1e-6)
 
 
 def test_distinct_labels_make_sup_con_nt_xent():
     z = random_z(0, 16, 2, 8)
     for variant in ("out", "in"):
         np.testing.assert_allclose(
-            losses.sup_con(z, jnp.arange(16), 0.1, variant), losses.nt_xent(z, 0.1), rtol=1e-6
+            sup_con(z, jnp.arange(16), 0.1, variant), nt_xent(z, 0.1), rtol=1e-6
         )
-    np.testing.assert_allclose(
-        losses.sup_con(z, jnp.full(16, -1), 0.1), losses.nt_xent(z, 0.1), rtol=1e-6
-    )
+    np.testing.assert_allclose(sup_con(z, jnp.full(16, -1), 0.1), nt_xent(z, 0.1), rtol=1e-6)
 
 
 def test_in_is_never_above_out():
     for seed in range(20):
         z = random_z(seed, 12, 2, 4)
         labels = np.random.default_rng(seed).integers(0, 4, 12)
-        below = losses.sup_con(z, labels, 0.1, "in")
-        assert below <= losses.sup_con(z, labels, 0.1, "out") + 1e-6
+        below = sup_con(z, labels, 0.1, "in")
+        assert below <= sup_con(z, labels, 0.1, "out") + 1e-6
 
 
 def test_only_the_direction_of_a_row_counts():
     z = random_z(2, 8, 2, 5)
     stretch = np.random.default_rng(3).uniform(1e-3, 1e3, (8, 2, 1)).astype(np.float32)
-    np.testing.assert_allclose(losses.nt_xent(z * stretch), losses.nt_xent(z), rtol=2e-6)
+    np.testing.assert_allclose(nt_xent(z * stretch, 0.1), nt_xent(z, 0.1), rtol=2e-6)
 
 
 def test_an_identical_pair_of_views_lowers_the_loss_of_its_image_only():
@@ -121,34 +127,45 @@ def test_an_identical_pair_of_views_lowers_the_loss_of_its_image_only():
     same[2, 1] = same[2, 0]
     wrong = z.copy()
     wrong[2, 1] = wrong[3, 0]
-    assert losses.nt_xent(same, 0.1) < losses.nt_xent(z, 0.1) < losses.nt_xent(wrong, 0.1)
+    assert nt_xent(same, 0.1) < nt_xent(z, 0.1) < nt_xent(wrong, 0.1)
 
 
 @pytest.mark.parametrize("variant", ["out", "in"])
 def test_no_positives_and_zero_rows_are_finite(variant):
     z = random_z(4, 6, 1, 4)
-    value, gradient = jax.value_and_grad(losses.sup_con)(z, jnp.arange(6), 0.1, variant)
+    value, gradient = sup_con_and_gradient(z, jnp.arange(6), 0.1, variant)
     assert value == 0
     assert not np.any(gradient)
-    alone, gradient = jax.value_and_grad(losses.sup_con)(z[:1], jnp.zeros(1, int), 0.1, variant)
+    alone, gradient = sup_con_and_gradient(z[:1], jnp.zeros(1, int), 0.1, variant)
     assert alone == 0
     assert not np.any(gradient)
     z = random_z(4, 6, 2, 4)
     z[1, 0] = 0
     labels = np.array([0, 0, 1, 1, 2, 3])
-    value, gradient = jax.value_and_grad(losses.sup_con)(z, labels, 0.1, variant)
+    value, gradient = sup_con_and_gradient(z, labels, 0.1, variant)
     np.testing.assert_allclose(value, oracle.group_loss(z, labels, 0.1, variant), rtol=2e-6)
     assert np.all(np.isfinite(gradient))
     assert not np.any(gradient[1, 0])
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_a_nan_is_not_hidden(impl, temperature):
+    z = random_z(4, 6, 2, 4)
+    z[3, 1, 2] = np.nan
+    loss = functools.partial(losses.nt_xent, temperature=temperature, impl=impl)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(z)
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
+
+
 def test_bfloat16_embeddings_are_contrasted_in_float32():
     z = jnp.asarray(random_z(6, 16, 2, 32), jnp.bfloat16)
-    value = losses.nt_xent(z, 0.05)
+    value = nt_xent(z, 0.05)
     assert value.dtype == jnp.float32
     exact = oracle.group_loss(np.asarray(z.astype(jnp.float32)), None, 0.05)
     np.testing.assert_allclose(value, exact, rtol=1e-6)
-    assert jax.grad(losses.nt_xent)(z, 0.05).dtype == jnp.bfloat16
+    assert nt_xent_and_gradient(z, 0.05)[1].dtype == jnp.bfloat16
 
 
 def test_normalize_keeps_a_zero_row_zero():
@@ -170,7 +187,7 @@ def test_metrics_against_loops():
         top1, top5 = top1 + (rank < 1), top5 + (rank < 5)
         p = np.exp(logits - oracle.log_sum_exp(logits))
         entropy -= np.sum(p * np.log(p))
-    metrics = losses.nt_xent_metrics(z, 0.2)
+    metrics = metrics_of(z, temperature=0.2)
     assert 0 < top1 < top5 < 20
     np.testing.assert_allclose(metrics["contrastive_top1"], top1 / 20, rtol=1e-6)
     np.testing.assert_allclose(metrics["contrastive_top5"], top5 / 20, rtol=1e-6)
@@ -179,7 +196,7 @@ def test_metrics_against_loops():
 
 def test_metrics_of_a_large_batch_measure_every_nth_anchor():
     z = random_z(8, 24, 2, 3)
-    every = losses.nt_xent_metrics(z, anchors=8)
+    every = metrics_of(z, anchors=8)
     rows = oracle.unit_rows(z).reshape(24, 2, 3)
     right = [np.argmax(rows[:, 1] @ rows[i, 0]) == i for i in range(0, 24, 3)]
     np.testing.assert_allclose(every["contrastive_top1"], np.mean(right), rtol=1e-6)
@@ -190,14 +207,23 @@ def test_metrics_of_a_large_batch_measure_every_nth_anchor():
 
 def test_metrics_of_a_collapsed_encoder_are_chance_and_have_no_gradient():
     z = jnp.ones((10, 2, 4))
-    metrics = losses.nt_xent_metrics(z)
+    metrics = metrics_of(z)
     np.testing.assert_allclose(metrics["contrastive_top1"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(metrics["contrastive_top5"], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(metrics["contrastive_entropy"], np.log(10), rtol=1e-6)
-    gradient = jax.grad(lambda z: losses.nt_xent_metrics(z)["contrastive_entropy"])(
-        jnp.asarray(random_z(0, 10, 2, 4))
-    )
+    np.testing.assert_allclose(metrics["contrastive_entropy"], np.log(10), rtol=3e-6)
+    entropy = jax.jit(jax.grad(lambda z: losses.nt_xent_metrics(z)["contrastive_entropy"]))
+    gradient = entropy(jnp.asarray(random_z(0, 10, 2, 4)))
     assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_a_learned_temperature_has_a_gradient(impl):
+    z = random_z(9, 10, 2, 4)
+    run = jax.jit(jax.value_and_grad(functools.partial(losses.nt_xent, impl=impl), argnums=1))
+    value, gradient = run(z, jnp.float32(0.2))
+    np.testing.assert_allclose(value, oracle.group_loss(z, None, 0.2), rtol=1e-6)
+    rise, fall = oracle.group_loss(z, None, 0.2 + 1e-6), oracle.group_loss(z, None, 0.2 - 1e-6)
+    np.testing.assert_allclose(gradient, (rise - fall) / 2e-6, rtol=1e-5)
 
 
 def test_bad_input_is_named():

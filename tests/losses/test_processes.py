@@ -1,0 +1,72 @@
+"""The losses on two processes of four devices each equal those of one process."""
+
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcl import losses
+
+WORKER = """
+import sys
+
+import jax
+
+process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
+
+import functools
+
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcl import losses
+
+mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+sharding = NamedSharding(mesh, PartitionSpec("data"))
+everything = np.load(f"{folder}/z.npy")
+z = jax.make_array_from_callback(everything.shape, sharding, lambda at: everything[at])
+for form in ("dense", "tiled", "ring"):
+    loss = functools.partial(losses.nt_xent, impl=form, mesh=mesh)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(z)
+    shards = sorted(gradient.addressable_shards, key=lambda s: s.index[0].start)
+    rows = np.concatenate([np.asarray(s.data) for s in shards])
+    np.savez(f"{folder}/{form}{process}.npz", value=np.asarray(value), rows=rows)
+jax.distributed.shutdown()
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    z = np.random.default_rng(0).normal(size=(48, 2, 16)).astype(np.float32)
+    np.save(tmp_path / "z.npy", z)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(process), port, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    if any(worker.returncode for worker in workers):
+        pytest.fail("\n".join(outputs))
+    expected, wanted = jax.jit(jax.value_and_grad(losses.nt_xent))(z)
+    for form in ("dense", "tiled", "ring"):
+        parts = [np.load(tmp_path / f"{form}{process}.npz") for process in range(2)]
+        for part in parts:
+            np.testing.assert_allclose(part["value"], expected, rtol=1e-6)
+        gradient = np.concatenate([part["rows"] for part in parts])
+        assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted)
