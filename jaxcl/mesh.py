@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -180,6 +181,21 @@ def agree(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def barrier(name: str, timeout: float) -> None:
+    """Waits until every process is here, `timeout` seconds at most; `name` is new each time.
+
+    It goes through the coordination service, not the devices, so any thread may call it.
+
+    Raises:
+      jax.errors.JaxRuntimeError: not all came in time.
+    """
+    if jax.process_count() > 1:
+        # JAX has no public name for it that takes a time limit.
+        client = distributed.global_state.client
+        assert client is not None, "several processes have joined one another"
+        client.wait_at_barrier(name, int(timeout * 1000))
 
 
 def describe(mesh: Mesh) -> str:

@@ -24,6 +24,8 @@ from jaxcl.report.run import run_report
 from jaxcl.state import TrainState, make_init, make_train_step
 
 RESULTS = "results.json"
+REPORT_SECONDS = 3600.0
+"""How long the other processes wait for process 0 to write the report."""
 
 
 class RunError(RuntimeError):
@@ -229,6 +231,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             write=main,
         )
         say(f"pictures: {root / 'report.html'}")
+    mesh_lib.barrier("jaxcl/report", REPORT_SECONDS)  # who leaves early would end process 0 too
     say("next:")
     for what, command in next_steps:
         say(f"  {what}: {command}")

@@ -20,7 +20,12 @@ BASE = {
     "run.log_every": 1,
 }
 WITHOUT_EVALUATION = {"evaluation.every": 0, "evaluation.test": "", "evaluation.gallery": ""}
-WITH_EVALUATION = {"evaluation.every": 1, "evaluation.linear": False, "evaluation.baselines": False}
+WITH_EVALUATION = {
+    "evaluation.every": 1,
+    "evaluation.ks": (1,),
+    "evaluation.linear": False,
+    "evaluation.baselines": False,
+}
 ONE_FLOAT32_STEP = (
     BASE
     | WITH_EVALUATION
@@ -99,7 +104,8 @@ def test_two_processes_equal_one(settings, loss_tolerance, part, tolerance, tmp_
     ]
     assert bool(rows[0]) == bool(settings["evaluation.every"])
     for ours, theirs in zip(*rows, strict=True):
-        assert abs(ours["accuracy"] - theirs["accuracy"]) <= 2 / ours["queries"]  # ties may turn
+        # Rounding may turn a tie; rows that lost their labels would be at chance.
+        assert abs(ours["accuracy"] - theirs["accuracy"]) <= 0.01
 
 
 def test_dry_run_prints_the_commands():

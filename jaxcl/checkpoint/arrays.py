@@ -148,11 +148,3 @@ def first_line(error: BaseException) -> str:
     """Type and first line of an error's text, of at most 300 characters."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
-
-
-def barrier(name: str, timeout: float) -> None:
-    """Waits until every process is here, `timeout` seconds at most; `name` is new each time.
-
-    It goes through the coordination service, not the devices, so any thread may call it.
-    """
-    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(timeout * 1000))

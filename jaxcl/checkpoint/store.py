@@ -318,7 +318,7 @@ class Checkpoints:
 
     def _meet(self, name: str) -> None:
         try:
-            arrays.barrier(name, self._timeout)
+            mesh.barrier(name, self._timeout)
         except Exception as error:
             raise CheckpointError(
                 f"not every process came to the checkpoints in {self.directory} within"

@@ -22,9 +22,9 @@ def normalize(z: jax.Array) -> jax.Array:
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     square = jnp.sum(z * z, axis=-1, keepdims=True)
-    alive = square > _EPS**2
-    unit = z / jnp.sqrt(jnp.where(alive, square, 1))
-    return jnp.where(alive, unit, lax.stop_gradient(z) / _EPS)
+    dead = square <= _EPS**2
+    unit = z / jnp.sqrt(jnp.where(dead, 1, square))
+    return jnp.where(dead, lax.stop_gradient(z) / _EPS, unit)
 
 
 def nt_xent(

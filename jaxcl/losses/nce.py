@@ -22,15 +22,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from jaxcl.losses import kernels, tiles
+from jaxcl.losses import tiles
 from jaxcl.losses.pairs import (
     Coefficients,
     Meta,
@@ -49,6 +47,7 @@ from jaxcl.losses.pairs import (
     tile_weights,
     usable_bound,
 )
+from jaxcl.losses.spread import AnyMesh, Places, over_other_devices, spread
 
 __all__ = [
     "AnyMesh",
@@ -66,8 +65,6 @@ __all__ = [
 Impl = Literal["auto", "dense", "tiled", "ring"]
 Kernel = Literal["xla", "pallas"]
 Form = Literal["dense", "tiled", "ring"]
-AnyMesh = Mesh | AbstractMesh
-T = TypeVar("T")
 
 TILE = 512
 # How much of the matrix a device may hold in the dense form: on CPU measured by `jaxcl.bench loss`,
@@ -146,14 +143,14 @@ def row_stats(
         form = "dense" if form == "dense" else "tiled"
     else:
         form = choose(rows, columns, devices, dtype.itemsize, platform)
-    spread = devices > 1 and form != "dense"
+    several = devices > 1 and form != "dense"
     spec = TileSpec(
         relation,
         want,
         usable_bound(bound, dtype),
         precision,
         tile,
-        varying=(axis,) if spread else (),
+        varying=(axis,) if several else (),
         interpret=platform == "cpu",
     )
     if form != "dense" and (rows % devices or columns % devices):
@@ -161,7 +158,8 @@ def row_stats(
             f'impl="{form}": {rows} rows and {columns} keys do not divide over the {devices} '
             f'devices of mesh axis "{axis}"; change the batch or use impl="dense".'
         )
-    plan = _Plan(spec, form, mesh if spread else None, axis, kernel)
+    places = Places(mesh if several else None, axis, ring=form == "ring")
+    plan = _Plan(spec, form, kernel, places)
     if keys is None:
         return _self_stats(plan, queries, scale, query_meta)
     return _cross_stats(plan, queries, keys, scale, query_meta, key_meta or {})
@@ -232,18 +230,22 @@ def _check(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is done with a tile, and where; static. `mesh` None: one device, or left to XLA."""
+    """What is done with a tile, by which walk, and where; static."""
 
     spec: TileSpec
     form: Form
-    mesh: AnyMesh | None
-    axis: str
     kernel: Kernel
+    places: Places
 
     @property
     def walks(self) -> Any:
         """The module that walks over the tiles."""
-        return kernels if self.kernel == "pallas" else tiles
+        if self.kernel == "pallas":
+            # Not at the top: Pallas takes its time to be imported.
+            from jaxcl.losses import kernels
+
+            return kernels
+        return tiles
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -268,9 +270,9 @@ def _self_forward(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) ->
             return merge(sums, new)
 
         own = plan.walks.forward_self(spec, rows, scale, meta)
-        return _over_other_devices(plan, block, own, (rows, meta_abroad))
+        return over_other_devices(plan.places, block, own, (rows, meta_abroad))
 
-    stats = finish(spec, _spread(plan, share)(scale, rows, meta))
+    stats = finish(spec, spread(plan.places, share)(scale, rows, meta))
     return stats, (rows, scale, meta, stats, None)
 
 
@@ -289,14 +291,14 @@ def _self_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]:
             )
 
         own = plan.walks.gradient_self(spec, rows, scale, meta, anchors)
-        return _over_other_devices(plan, block, own, (rows, meta_abroad, anchors))
+        return over_other_devices(plan.places, block, own, (rows, meta_abroad, anchors))
 
     if plan.form == "dense":
         pairs = spec.relation.pairs(as_rows(meta), as_columns(meta))
         weights = tile_weights(spec, s, pairs, as_rows(anchors), as_columns(anchors))
         total = jnp.matmul(weights, rows, precision=spec.precision)
     else:
-        total = _spread(plan, share)(scale, rows, meta, anchors)
+        total = spread(plan.places, share)(scale, rows, meta, anchors)
     # A pair of rows is in the gradient of both, hence the half.
     return scale * total, jnp.sum(rows * total) / 2, None
 
@@ -340,9 +342,9 @@ def _cross_forward(
             return new if sums is None else merge(sums, new)
 
         here = (keys, key_meta)
-        return _over_other_devices(plan, block, block(None, here), here)
+        return over_other_devices(plan.places, block, block(None, here), here)
 
-    stats = finish(spec, _spread(plan, share)(scale, queries, keys, query_meta, key_meta))
+    stats = finish(spec, spread(plan.places, share)(scale, queries, keys, query_meta, key_meta))
     return stats, (queries, keys, scale, query_meta, key_meta, stats, None)
 
 
@@ -365,7 +367,7 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
             )
 
         here = (keys, key_meta)
-        return _over_other_devices(plan, block, block(0.0, here), here)
+        return over_other_devices(plan.places, block, block(0.0, here), here)
 
     def key_share(
         scale: jax.Array,
@@ -385,7 +387,7 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
             )
 
         here = (queries, query_meta, anchors)
-        return _over_other_devices(plan, block, block(0.0, here), here)
+        return over_other_devices(plan.places, block, block(0.0, here), here)
 
     # The keys' part stands apart, so that it falls away where it is not used. On a ring this makes
     # the queries travel, too, but no gradient.
@@ -396,8 +398,8 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
         key_total = jnp.matmul(weights.T, queries, precision=spec.precision)
     else:
         arguments = (scale, queries, keys, query_meta, key_meta, anchors)
-        query_total = _spread(plan, query_share)(*arguments)
-        key_total = _spread(plan, key_share)(*arguments)
+        query_total = spread(plan.places, query_share)(*arguments)
+        key_total = spread(plan.places, key_share)(*arguments)
     return scale * query_total, scale * key_total, jnp.sum(queries * query_total), None, None
 
 
@@ -437,62 +439,3 @@ def _abroad(relation: Relation, rows: jax.Array, meta: Meta) -> tuple[Relation |
     if relation.block and len(rows) % relation.block == 0:
         return None, {}
     return Relation(relation.pairs), meta
-
-
-def _spread(plan: _Plan, share: Callable[..., T]) -> Callable[..., T]:
-    """`share`, done by each device for its own part of all arguments but the first."""
-    if plan.mesh is None:
-        return share
-    own = PartitionSpec(plan.axis)
-
-    def spread(scale: jax.Array, *arguments: Any) -> T:
-        return jax.shard_map(
-            share,
-            mesh=plan.mesh,
-            in_specs=(PartitionSpec(), *(own for _ in arguments)),
-            out_specs=own,
-        )(scale, *arguments)
-
-    return spread
-
-
-def _over_other_devices(plan: _Plan, block: Callable[[T, Any], T], own: T, mine: Any) -> T:
-    """Folds ``block(total, theirs)`` over what `mine` is on every other device, from `own` on."""
-    if plan.mesh is None:
-        return own
-    devices = plan.mesh.shape[plan.axis]
-    if plan.form == "ring":
-        # The next block is sent for before this one is worked on, so that the two can overlap.
-        def hop(_: int, state: tuple[T, Any]) -> tuple[T, Any]:
-            total, theirs = state
-            following = _pass_on(theirs, plan.axis, devices)
-            return block(total, theirs), following
-
-        return lax.fori_loop(1, devices, hop, (own, _pass_on(mine, plan.axis, devices)))[0]
-
-    everyone = jax.tree.map(lambda x: lax.all_gather(x, plan.axis), mine)
-    me = lax.axis_index(plan.axis)
-
-    def visit(distance: jax.Array, total: T) -> T:
-        there = (me + distance) % devices
-        theirs = jax.tree.map(
-            lambda x: lax.dynamic_index_in_dim(x, there, keepdims=False), everyone
-        )
-        return block(total, theirs)
-
-    return lax.fori_loop(1, devices, visit, own)
-
-
-def _pass_on(tree: T, axis: str, devices: int) -> T:
-    """Every device's arrays ``[N, ...]`` to the device before it, those of one dtype together."""
-    leaves, structure = jax.tree.flatten(tree)
-    before = [(d, (d - 1) % devices) for d in range(devices)]
-    arrived: dict[int, jax.Array] = {}
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
-        group = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-        flat = [leaves[i].reshape(len(leaves[i]), -1) for i in group]
-        packed = lax.ppermute(jnp.concatenate(flat, axis=1), axis, before)
-        ends = [sum(x.shape[1] for x in flat[:n]) for n in range(1, len(flat))]
-        for i, part in zip(group, jnp.split(packed, ends, axis=1), strict=True):
-            arrived[i] = part.reshape(leaves[i].shape)
-    return jax.tree.unflatten(structure, [arrived[i] for i in range(len(leaves))])

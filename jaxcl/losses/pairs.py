@@ -216,7 +216,7 @@ def tile_weights(
             pull.append(softmax_weights("positive_lse"))
         if pull:
             weights.append(jnp.where(pairs.positive, _sum(pull), jnp.zeros_like(s)))
-    return _sum(weights)
+    return _sum(weights) if weights else jnp.zeros_like(s)
 
 
 def as_rows(tree: T) -> T:

@@ -155,6 +155,23 @@ def test_queries_against_keys_in_every_form(form, devices, tile, bounded):
         agree(stats, expected, gradients, wanted, 1e-13)
 
 
+@pytest.mark.parametrize("form", ["dense", "tiled"])
+def test_only_what_is_wanted_is_made(form):
+    rows = random_rows(6, 12, 4).astype(np.float32)
+    meta = meta_of(np.arange(12) // 2)
+    relation = nce.Relation(same_group, block=2)
+
+    def total(rows):
+        stats = nce.row_stats(rows, None, relation, meta, want=("positive_sum",), impl=form, tile=4)
+        assert list(stats) == ["positive_sum"]
+        return jnp.sum(stats["positive_sum"])
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(rows)
+    partner = rows[np.arange(12) ^ 1]
+    np.testing.assert_allclose(value, np.sum(rows * partner), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * partner, rtol=1e-6)
+
+
 @functools.cache
 def compiled_nt_xent(form, temperature, devices=0):
     mesh = mesh_of(devices) if devices else None

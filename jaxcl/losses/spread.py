@@ -1,0 +1,93 @@
+"""Tiles over devices: each has a block of the rows, and meets the blocks of the others.
+
+By a ring, where blocks are passed from device to device and never gathered, or by gathering all
+blocks on every device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+AnyMesh = Mesh | AbstractMesh
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the rows are; static.
+
+    Attributes:
+        mesh: None if they are all on one device, or if it is left to XLA where they are.
+        axis: the axis of the mesh over which they are sharded.
+        ring: whether blocks are passed on, and not gathered.
+    """
+
+    mesh: AnyMesh | None
+    axis: str
+    ring: bool
+
+
+def spread(places: Places, share: Callable[..., T]) -> Callable[..., T]:
+    """`share`, done by each device for its own part of all arguments but the first."""
+    if places.mesh is None:
+        return share
+    own = PartitionSpec(places.axis)
+
+    def run(scale: jax.Array, *arguments: Any) -> T:
+        return jax.shard_map(
+            share,
+            mesh=places.mesh,
+            in_specs=(PartitionSpec(), *(own for _ in arguments)),
+            out_specs=own,
+        )(scale, *arguments)
+
+    return run
+
+
+def over_other_devices(places: Places, block: Callable[[T, Any], T], own: T, mine: Any) -> T:
+    """Folds ``block(total, theirs)`` over what `mine` is on every other device, from `own` on."""
+    if places.mesh is None:
+        return own
+    devices = places.mesh.shape[places.axis]
+    if places.ring:
+        # The next block is sent for before this one is worked on, so that the two can overlap.
+        def hop(_: int, state: tuple[T, Any]) -> tuple[T, Any]:
+            total, theirs = state
+            following = _pass_on(theirs, places.axis, devices)
+            return block(total, theirs), following
+
+        return lax.fori_loop(1, devices, hop, (own, _pass_on(mine, places.axis, devices)))[0]
+
+    everyone = jax.tree.map(lambda x: lax.all_gather(x, places.axis), mine)
+    me = lax.axis_index(places.axis)
+
+    def visit(distance: jax.Array, total: T) -> T:
+        there = (me + distance) % devices
+        theirs = jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, there, keepdims=False), everyone
+        )
+        return block(total, theirs)
+
+    return lax.fori_loop(1, devices, visit, own)
+
+
+def _pass_on(tree: T, axis: str, devices: int) -> T:
+    """Every device's arrays ``[N, ...]`` to the device before it, those of one dtype together."""
+    leaves, structure = jax.tree.flatten(tree)
+    before = [(d, (d - 1) % devices) for d in range(devices)]
+    arrived: dict[int, jax.Array] = {}
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        group = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = [leaves[i].reshape(len(leaves[i]), -1) for i in group]
+        packed = lax.ppermute(jnp.concatenate(flat, axis=1), axis, before)
+        ends = [sum(x.shape[1] for x in flat[:n]) for n in range(1, len(flat))]
+        for i, part in zip(group, jnp.split(packed, ends, axis=1), strict=True):
+            arrived[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, [arrived[i] for i in range(len(leaves))])
