@@ -18,6 +18,7 @@ BASE = {
     "method.projection.layers": (16, 8),
     "views.ops.crop.size": 8,
     "run.log_every": 1,
+    "run.report": False,
 }
 WITHOUT_EVALUATION = {"evaluation.every": 0, "evaluation.test": "", "evaluation.gallery": ""}
 WITH_EVALUATION = {
