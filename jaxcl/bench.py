@@ -1,35 +1,44 @@
 """Measures what jaxcl claims, on the machine at hand: ``python -m jaxcl.bench loss``.
 
 ``loss`` prints the memory and the time of NT-Xent with its gradient side by side: the formula as one
-writes it down and leaves to JAX, and the forms of jaxcl; on several devices too, and beside the
-losses of lightly and pytorch-metric-learning where these are installed. Times are ratios within
+writes it down and leaves to JAX ("plain"), and the forms of jaxcl; on several devices too, and beside
+the losses of lightly and pytorch-metric-learning where these are installed. Times are ratios within
 pairs that were run one after the other; sizes where jaxcl loses are printed like the others.
+
+``cache`` compares a batch in micro-batches (`jaxcl.models.gradient_cache`) with the same batch in one
+shot: memory, time and result of NT-Xent's gradient through a ResNet-18, where BatchNorm has groups
+and where its statistics are global.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxcl import losses
+from jaxcl import losses, models
 from jaxcl.losses import nce
 
 MIB = 2**20
 FORMS: tuple[nce.Form, ...] = ("dense", "tiled", "ring")
 PLAIN_FLOP = 6  # times views^2 * features: the matrix, and its two gradients
+PRODUCT_SIZE = 2048
+PEERS = {"lightly": "lightly", "pytorch-metric-learning": "pytorch_metric_learning"}
 JAXCL_FLOP = 4  # one gradient serves both sides; tiles are made twice, but only half of them
 
 
@@ -112,45 +121,47 @@ def temporary_mib(form: str, views: int, features: int, mesh: Mesh | None = None
     return compiled.memory_analysis().temp_size_in_bytes / MIB
 
 
-def product_rate(size: int = 2048) -> Callable[[], Any]:
-    """A large float32 matrix product, ``2 * size^3`` floating-point operations."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
+def product_rate() -> Callable[[], Any]:
+    """A large float32 matrix product, ``2 * PRODUCT_SIZE^3`` floating-point operations."""
+    a = jax.random.normal(jax.random.key(0), (PRODUCT_SIZE, PRODUCT_SIZE))
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     return lambda: product(a).block_until_ready()
 
 
-def peer_runs(z: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """NT-Xent with gradient as lightly and pytorch-metric-learning do it, where installed."""
+def peers() -> tuple[str, ...]:
+    """Those of the libraries to compare with that are installed."""
     if importlib.util.find_spec("torch") is None:
-        return {}
+        return ()
+    return tuple(name for name, module in PEERS.items() if importlib.util.find_spec(module))
+
+
+def peer_run(name: str, z: np.ndarray) -> Callable[[], Any]:
+    """NT-Xent with gradient as a peer does it; for two views it is the same function in all."""
     import torch
 
     tensor = torch.tensor(z)
-    runs: dict[str, Callable[[], Any]] = {}
-
-    def backward(loss: Callable[[Any], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            leaf = tensor.detach().requires_grad_()
-            loss(leaf).backward()
-            return leaf.grad
-
-        return run
-
-    if importlib.util.find_spec("lightly") is not None:
+    image = torch.arange(len(z)).repeat_interleave(2)
+    if name == "lightly":
         from lightly.loss import NTXentLoss as LightlyLoss
 
         lightly = LightlyLoss(temperature=0.1)
-        runs["lightly"] = backward(lambda leaf: lightly(leaf[:, 0], leaf[:, 1]))
-    if importlib.util.find_spec("pytorch_metric_learning") is not None:
-        # With two views its NT-Xent is the same function: the denominator has every other row.
+
+        def loss(leaf: Any) -> Any:
+            return lightly(leaf[:, 0], leaf[:, 1])
+    else:
         from pytorch_metric_learning.losses import NTXentLoss as MetricLearningLoss
 
         metric_learning = MetricLearningLoss(temperature=0.1)
-        image = torch.arange(len(z)).repeat_interleave(2)
-        runs["pytorch-metric-learning"] = backward(
-            lambda leaf: metric_learning(leaf.reshape(-1, leaf.shape[-1]), image)
-        )
-    return runs
+
+        def loss(leaf: Any) -> Any:
+            return metric_learning(leaf.reshape(-1, leaf.shape[-1]), image)
+
+    def run() -> Any:
+        leaf = tensor.detach().requires_grad_()
+        loss(leaf).backward()
+        return leaf.grad
+
+    return run
 
 
 def bench_loss(options: argparse.Namespace) -> dict[str, Any]:
@@ -161,10 +172,13 @@ def bench_loss(options: argparse.Namespace) -> dict[str, Any]:
     print(f"NT-Xent and its gradient, float32, {options.features} features")
     print("  ".join(f"{name} {value}" for name, value in found["machine"].items()))
     found["memory"] = memory_table(options, mesh)
-    found["time"] = time_table(options)
+    found["peak"] = peak_table(options)
+    found["time"] = time_table(options, found["peak"])
     found["devices"] = device_table(options, mesh) if len(devices) > 1 else []
     if options.run:
         found["run"] = real_run(options.run, options.features)
+    if not peers():
+        print("\nlightly, pytorch-metric-learning: not installed (tests/peers/requirements.txt)")
     found["load after"] = os.getloadavg()[0]
     print(f"\nload after: {found['load after']:.1f}; a ratio taken under a load is not worth much")
     return found
@@ -204,44 +218,122 @@ def memory_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]
     return table
 
 
-def time_table(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One device: milliseconds of the yardstick, and ratios to it."""
-    print("\ntime on one device: the plain form in ms, the others as shares of it, median [95 %]")
-    columns = ["plain ms", "dense", "tiled", "auto takes", "auto's product rate"]
+def peak_table(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a process grows by when it really runs loss and gradient once; a new process each."""
+    columns = ("plain", "dense", "tiled", *peers())
+    print("\npeak memory on one device, MiB (growth of the process, really run)")
+    print(row_of_text("views", columns))
+    limit = options.peer_gib * 1024
+    table: list[dict[str, Any]] = []
+    for views in options.views:
+        line: dict[str, Any] = {"views": views}
+        for column in columns:
+            earlier = table[-1][column] if table else 0.0
+            # What did not fit does not fit when it is larger.
+            line[column] = earlier if earlier == math.inf else peak_mib(column, views, options)
+        table.append(line)
+        cells = [f"> {limit:,.0f}" if line[c] == math.inf else f"{line[c]:,.1f}" for c in columns]
+        print(row_of_text(views, cells))
+    return table
+
+
+def peak_mib(form: str, views: int, options: argparse.Namespace) -> float:
+    """A line's entry in `peak_table`; infinite if it takes more than ``--peer_gib``."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    arguments = (send, form, views, options.features, options.peer_gib)
+    child = context.Process(target=measure_peak, args=arguments)
+    child.start()
+    send.close()
+    try:
+        grown: float = receive.recv()
+    except EOFError:  # it ended without an answer: out of memory
+        grown = math.inf
+    child.join()
+    return grown
+
+
+def measure_peak(answer: Any, form: str, views: int, features: int, gib: float) -> None:
+    """Runs a form once in this process and sends by how many MiB the process grew."""
+    if form in PEERS:
+        # The first call loads libraries and starts threads: that is not the loss.
+        peer_run(form, random_views(16, features))()
+        run = peer_run(form, random_views(views, features))
+    else:
+        z = jnp.asarray(random_views(views, features))
+        compiled = loss_and_gradient(form).lower(z).compile()
+        run = waiting(compiled, z)
+    before = resident_mib("now")
+    limit_memory(before / 1024 + gib)
+    try:
+        run()
+    except (MemoryError, RuntimeError):  # what torch and JAX raise when there is no more
+        answer.send(math.inf)
+        return
+    answer.send(resident_mib("peak") - before)
+
+
+def limit_memory(gib: float) -> None:
+    """Lets this process allocate so much in all, where the system can be told."""
+    import resource
+
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), resource.RLIM_INFINITY))
+
+
+def resident_mib(when: Literal["now", "peak"]) -> float:
+    """The resident size of this process, now or the largest so far, in MiB."""
+    try:
+        # Not ru_maxrss: a new process inherits that of the one that started it.
+        with open("/proc/self/status", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["VmHWM" if when == "peak" else "VmRSS"].split()[0]) / 1024
+    except FileNotFoundError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (MIB if sys.platform == "darwin" else 1024)
+
+
+def random_views(views: int, features: int) -> np.ndarray:
+    """``float32[views / 2, 2, features]``, unnormalised."""
+    return np.random.default_rng(0).normal(size=(views // 2, 2, features)).astype(np.float32)
+
+
+def time_table(
+    options: argparse.Namespace, peaks: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One device: milliseconds of the yardstick, and ratios to it; peers where they fit."""
+    print("\ntime on one device: plain in ms, the others as shares of it, median [95 %]")
+    columns = ["plain ms", "dense", "tiled", "auto takes", "its product rate", *peers()]
     print(row_of_text("views", columns))
     table = []
-    for views in options.views:
-        z = np.asarray(
-            jax.random.normal(jax.random.key(0), (views // 2, 2, options.features), jnp.float32)
-        )
-        peers = peer_runs(z)
-        names = ["plain", "dense", "tiled", *peers]
+    for views, peak in zip(options.views, peaks, strict=True):
+        z = random_views(views, options.features)
+        fitting = [name for name in peers() if peak[name] < math.inf]
+        names = ["plain", "dense", "tiled", *fitting]
         array = jnp.asarray(z)
         runs = [waiting(loss_and_gradient(form), array) for form in names[:3]]
-        seconds = interleaved([*runs, *peers.values(), product_rate()], options.rounds)
-        auto = nce.choose(views, views, platform=jax.default_backend())
+        runs += [peer_run(name, z) for name in fitting]
+        seconds = interleaved([*runs, product_rate()], options.rounds)
         ratios = {n: ratio_of(s, seconds[0]) for n, s in zip(names, seconds, strict=False)}
-        best = float(np.median(seconds[names.index(auto)]))
-        product = 2 * 2048**3 / float(np.median(seconds[-1]))
-        rate = JAXCL_FLOP * views**2 * options.features / best / product
-        line = {
-            "views": views,
-            "plain ms": 1000 * float(np.median(seconds[0])),
-            "auto": auto,
-            "auto's product rate": rate,
-            **{name: dataclasses.asdict(ratio) for name, ratio in ratios.items()},
-        }
-        table.append(line)
-        cells = [f"{line['plain ms']:.1f}", str(ratios["dense"]), str(ratios["tiled"]), auto]
-        print(row_of_text(views, [*cells, f"{rate:.0%}"]))
-        for name in peers:
-            print(f"{'':10s}{name}: {ratios[name]} of plain")
+        auto = nce.choose(views, views, platform=jax.default_backend())
+        product = 2 * PRODUCT_SIZE**3 / np.asarray(seconds[-1])
+        work = JAXCL_FLOP * views**2 * options.features
+        rate = float(np.median(work / np.asarray(seconds[names.index(auto)]) / product))
+        milliseconds = 1000 * float(np.median(seconds[0]))
+        table.append(
+            {"views": views, "plain ms": milliseconds, "auto": auto, "product rate": rate}
+            | {name: dataclasses.asdict(ratio) for name, ratio in ratios.items()}
+        )
+        cells = [f"{milliseconds:.1f}", str(ratios["dense"]), str(ratios["tiled"]), auto]
+        others = [str(ratios[name]) if name in fitting else "does not fit" for name in peers()]
+        print(row_of_text(views, [*cells, f"{rate:.0%}", *others]))
     print(
         f"  product rate: {JAXCL_FLOP} * views^2 * features operations (plain needs {PLAIN_FLOP}) "
-        "over the time,\n  as a share of what a product of two 2,048 x 2,048 matrices reaches"
+        f"over the time, as a share\n  of what a product of two {PRODUCT_SIZE:,} x "
+        f"{PRODUCT_SIZE:,} matrices reaches in the same rounds"
     )
-    if not table or not peer_runs(np.zeros((1, 2, 2), np.float32)):
-        print("  lightly and pytorch-metric-learning: not installed (tests/peers/requirements.txt)")
     return table
 
 
@@ -254,8 +346,7 @@ def device_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]
     for views in options.views:
         if views // 2 % mesh.size:
             continue
-        shape = (views // 2, 2, options.features)
-        z = jax.device_put(jax.random.normal(jax.random.key(0), shape, jnp.float32), sharding)
+        z = jax.device_put(random_views(views, options.features), sharding)
         runs = [waiting(loss_and_gradient(form, mesh), z) for form in ("plain", *FORMS)]
         seconds = interleaved(runs, options.rounds)
         ratios = {form: ratio_of(s, seconds[0]) for form, s in zip(FORMS, seconds[1:], strict=True)}
@@ -272,13 +363,13 @@ def device_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]
 
 def real_run(views: int, features: int) -> dict[str, Any]:
     """One loss and gradient of that many views, really run: seconds and growth of the process."""
-    z = jax.random.normal(jax.random.key(0), (views // 2, 2, features), jnp.float32)
+    z = jnp.asarray(random_views(views, features))
     run = loss_and_gradient("tiled").lower(z).compile()
-    before = resident_mib()
+    before = resident_mib("now")
     begin = time.perf_counter()
     value, gradient = jax.block_until_ready(run(z))
     seconds = time.perf_counter() - begin
-    growth = resident_mib() - before
+    growth = resident_mib("peak") - before
     print(
         f"\n{views:,} views really run: {seconds:.1f} s, loss {float(value):.6f}, "
         f"gradient norm {float(jnp.linalg.norm(gradient)):.4e}, peak memory +{growth:.0f} MiB"
@@ -286,12 +377,57 @@ def real_run(views: int, features: int) -> dict[str, Any]:
     return {"views": views, "seconds": seconds, "loss": float(value), "peak MiB": growth}
 
 
-def resident_mib() -> float:
-    """The largest resident size that this process has had, in MiB."""
-    import resource
+def bench_cache(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints the table of ``cache`` and returns it."""
+    pieces, views = options.micro_batches, 2 * options.images
+    found: dict[str, Any] = {"machine": machine(1)}
+    print(
+        f"ResNet-18 of width {options.width}, {views:,} views of 32 x 32 pixels, float32: NT-Xent's "
+        f"gradient in {pieces} micro-batches, as shares of one shot"
+    )
+    print("  ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    columns = ["one shot MiB", "micro MiB", "share", "one shot ms", "time", "gradient off by"]
+    print(row_of_text("BN", columns))
+    for name, groups in (("groups", pieces), ("global", 1)):
+        steps = [cached_gradient(options, groups, count) for count in (1, pieces)]
+        memory = [step.memory_analysis().temp_size_in_bytes / MIB for step, _ in steps]
+        one, micro = (jax.tree.leaves(step(*inputs)) for step, inputs in steps)
+        error = math.sqrt(
+            sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(one, micro, strict=True))
+        )
+        error /= math.sqrt(sum(float(jnp.sum(a**2)) for a in one))
+        runs = [lambda s=step, i=inputs: jax.block_until_ready(s(*i)) for step, inputs in steps]
+        seconds = interleaved(runs, options.rounds)
+        ratio = ratio_of(seconds[1], seconds[0])
+        milliseconds = 1000 * float(np.median(seconds[0]))
+        found[name] = {
+            "one shot MiB": memory[0],
+            "micro-batches MiB": memory[1],
+            "one shot ms": milliseconds,
+            "time": dataclasses.asdict(ratio),
+            "gradient off by": error,
+        }
+        cells = [*(f"{m:,.1f}" for m in memory), f"1/{memory[0] / memory[1]:.1f}"]
+        print(row_of_text(name, [*cells, f"{milliseconds:,.0f}", str(ratio), f"{error:.1e}"]))
+    found["load after"] = os.getloadavg()[0]
+    print(f"\nload after: {found['load after']:.1f}; a ratio taken under a load is not worth much")
+    return found
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (MIB if sys.platform == "darwin" else 1024)
+
+def cached_gradient(options: argparse.Namespace, groups: int, pieces: int) -> tuple[Any, Any]:
+    """The compiled gradient through a network in that many micro-batches, and what it takes."""
+    config = models.BackboneConfig("resnet18", options.width, "cifar", bn_groups=groups)
+    model = models.build(config, {"z": models.HeadSpec((options.features,), init_std=None)})
+    variables = model.init(jax.random.key(0), (32, 32, 3))
+    network = dataclasses.replace(model, pieces=pieces)
+
+    def loss(params: Any, stats: Any, images: jax.Array) -> jax.Array:
+        (_, heads), _ = network.apply(params, stats, images, True)
+        return losses.nt_xent(heads["z"][-1].reshape(-1, 2, options.features))
+
+    images = jax.random.uniform(jax.random.key(1), (2 * options.images, 32, 32, 3))
+    inputs = variables["params"], variables["batch_stats"], images
+    return jax.jit(jax.grad(loss)).lower(*inputs).compile(), inputs
 
 
 def row_of_text(head: Any, cells: Sequence[str]) -> str:
@@ -305,11 +441,14 @@ def numbers(text: str) -> list[int]:
     return [int(part.replace("_", "")) for part in text.split(",") if part]
 
 
-BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"loss": bench_loss}
+BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "cache": bench_cache,
+    "loss": bench_loss,
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Flags, then the bench."""
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxcl.bench", description="Memory and time, measured on this machine."
     )
@@ -325,8 +464,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=11, help="pairs of runs for every ratio")
     parser.add_argument("--devices", type=int, default=8, help="virtual devices on CPU; 1: no mesh")
     parser.add_argument("--run", type=int, default=0, help="views of one real run, e.g. 131072")
+    parser.add_argument(
+        "--peer_gib", type=float, default=4, help="what a run of the peak table may take"
+    )
+    parser.add_argument("--images", type=int, default=128, help="of cache's batch, two views each")
+    parser.add_argument("--micro_batches", type=int, default=16, help="of cache")
+    parser.add_argument("--width", type=float, default=0.25, help="of cache's network")
     parser.add_argument("--json", default="", help="where to write the tables")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Flags, then the bench."""
+    options = flags().parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", options.devices)
     found = BENCHES[options.bench](options)
     if options.json:

@@ -4,6 +4,26 @@ Arrays are batch-major, cosine losses normalise what they are given, and the res
 at least float32.
 """
 
-from jaxcl.losses.contrastive import normalize, nt_xent, nt_xent_metrics, sup_con
+from jaxcl.losses.contrastive import info_nce, normalize, nt_xent, nt_xent_metrics, sup_con
+from jaxcl.losses.dictionary import info_nce_metrics
+from jaxcl.losses.supervised import (
+    accuracy,
+    cross_entropy,
+    sup_con_memory,
+    sup_con_modes,
+    sup_con_overlap,
+)
 
-__all__ = ["normalize", "nt_xent", "nt_xent_metrics", "sup_con"]
+__all__ = [
+    "accuracy",
+    "cross_entropy",
+    "info_nce",
+    "info_nce_metrics",
+    "normalize",
+    "nt_xent",
+    "nt_xent_metrics",
+    "sup_con",
+    "sup_con_memory",
+    "sup_con_modes",
+    "sup_con_overlap",
+]

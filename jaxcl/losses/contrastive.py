@@ -1,4 +1,7 @@
-"""NT-Xent and SupCon: every view of the batch against every other, in one softmax an anchor."""
+"""NT-Xent, SupCon and InfoNCE: an anchor's positives in a softmax over what it is held against.
+
+The first two hold every view of the batch against every other, InfoNCE queries against keys.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcl.losses import nce
@@ -57,9 +61,29 @@ def nt_xent(
     Returns:
         A scalar in at least float32. An anchor without positives (V = 1) adds 0.
     """
-    batch, views, _ = _check_views("nt_xent", z)
-    image = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, views))
-    return _contrast(z, image, temperature, "out", views, precision, impl, mesh, kernel)
+    batch, views, features = _check_views("nt_xent", z)
+    scale = _inverse_temperature(temperature)
+    unit = normalize(z)
+    if views == 1:
+        return jnp.zeros((), unit.dtype)
+    stats = nce.row_stats(
+        # [B, V] -> [B * V] keeps the batch axis outermost, and with it its sharding over devices.
+        unit.reshape(-1, features),
+        None,
+        nce.Relation(every_other_row, block=views),
+        {"index": jnp.arange(batch * views, dtype=jnp.int32)},
+        scale=scale,
+        bound=scale if isinstance(scale, float) else None,
+        want=("lse",),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+        kernel=kernel,
+    )
+    # The positives are known without a search: the other views, V - 1 for each anchor.
+    others = unit[:, ::-1] if views == 2 else jnp.sum(unit, axis=1, keepdims=True) - unit
+    pull = scale * jnp.sum(unit * others, axis=2) / (views - 1)
+    return jnp.mean(stats["lse"].reshape(batch, views) - pull)
 
 
 def sup_con(
@@ -100,7 +124,7 @@ def sup_con(
         A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor without
         positives adds 0 and stays in the mean.
     """
-    batch, views, _ = _check_views("sup_con", z)
+    batch, views, features = _check_views("sup_con", z)
     if variant not in ("out", "in"):
         raise ValueError(f'sup_con: variant must be "out" or "in", got {variant!r}.')
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -108,11 +132,114 @@ def sup_con(
             f"sup_con: labels must be int[{batch}], one for each image of z{list(z.shape)}; "
             f"got {labels.dtype}{list(labels.shape)}."
         )
+    scale_of_cosines = _inverse_temperature(temperature)
     # An unknown label becomes one that no other image has.
     labels = labels.astype(jnp.int32)
     own = -1 - jnp.arange(batch, dtype=jnp.int32)
     group = jnp.broadcast_to(jnp.where(labels < 0, own, labels)[:, None], (batch, views))
-    return scale * _contrast(z, group, temperature, variant, 0, precision, impl, mesh, kernel)
+    pull_stat: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
+    stats = nce.row_stats(
+        normalize(z).reshape(-1, features),
+        None,
+        nce.Relation(same_group),
+        {"index": jnp.arange(batch * views, dtype=jnp.int32), "group": group.reshape(-1)},
+        scale=scale_of_cosines,
+        bound=scale_of_cosines if isinstance(scale_of_cosines, float) else None,
+        want=("lse", pull_stat, "positives"),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+        kernel=kernel,
+    )
+    some = stats["positives"] > 0
+    count = jnp.where(some, stats["positives"], 1)
+    if variant == "out":
+        pull = stats["positive_sum"] / count
+    else:
+        pull = stats["positive_lse"] - jnp.log(count)
+    # Rows without positives may hold -inf on both sides: choose before subtracting.
+    return scale * jnp.mean(jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0))
+
+
+def info_nce(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array | None = None,
+    temperature: float | jax.Array = 0.07,
+    queue_valid: jax.Array | None = None,
+    *,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
+) -> jax.Array:
+    """InfoNCE of queries, each with one positive key (van den Oord et al., 2018; MoCo, equation 1).
+
+    The negatives of a query are the rows of the queue, or without one the keys of all other
+    queries, as in MoCo v3 and the end-to-end mechanism. The gradient flows into queries and keys,
+    never into the queue; `jax.lax.stop_gradient` around the keys also saves its computation.
+
+    Args:
+        q: ``float[N, D]`` queries, normalised here, in at least float32.
+        k: ``float[N, D]`` their positive keys, normalised here.
+        queue: ``float[K, D]`` negatives, normalised here; with a mesh, the same on every device.
+        temperature: divides the cosines. MoCo v3 multiplies the result by twice this.
+        queue_valid: ``bool[K]``, the rows of the queue that are filled; None: all.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: "dense" or "tiled", without a queue "ring" too (`jaxcl.losses.nce`); "auto" chooses.
+        mesh: the devices over whose axis "data" the queries and keys are sharded; None takes the
+            mesh set by `jax.set_mesh`, if any.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
+
+    Returns:
+        A scalar in at least float32, the mean over the queries. A query without negatives adds 0.
+    """
+    if q.ndim != 2 or q.shape != k.shape or 0 in q.shape:
+        raise ValueError(
+            f"info_nce: q and k must both be [queries, features], none of them 0; "
+            f"got {list(q.shape)} and {list(k.shape)}."
+        )
+    if queue is None and queue_valid is not None:
+        raise ValueError("info_nce: queue_valid is given, but no queue.")
+    if queue is not None and (queue.ndim != 2 or queue.shape[1] != q.shape[1]):
+        raise ValueError(
+            f"info_nce: the queue must be [keys, {q.shape[1]}], as wide as q; got {list(queue.shape)}."
+        )
+    if (
+        queue is not None
+        and queue_valid is not None
+        and (queue_valid.shape != queue.shape[:1] or queue_valid.dtype != bool)
+    ):
+        raise ValueError(
+            f"info_nce: queue_valid must be bool[{len(queue)}]; "
+            f"got {queue_valid.dtype}{list(queue_valid.shape)}."
+        )
+    scale = _inverse_temperature(temperature)
+    q, k = normalize(q), normalize(k)
+    if queue is None:
+        index = {"index": jnp.arange(len(q), dtype=jnp.int32)}
+        keys, relation, query_meta, key_meta = k, nce.Relation(every_other_row), index, index
+    else:
+        valid = jnp.ones(len(queue), bool) if queue_valid is None else queue_valid
+        keys, relation = normalize(lax.stop_gradient(queue)), nce.Relation(every_valid_key)
+        query_meta, key_meta = {}, {"valid": valid}
+    stats = nce.row_stats(
+        q,
+        keys,
+        relation,
+        query_meta,
+        key_meta,
+        scale=scale,
+        bound=scale if isinstance(scale, float) else None,
+        want=("lse",),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+        keys_everywhere=queue is not None,
+        kernel=kernel,
+    )
+    # log(exp(positive) + sum of negatives) - positive, without cancellation.
+    return jnp.mean(jax.nn.softplus(stats["lse"] - scale * jnp.sum(q * k, axis=1)))
 
 
 def nt_xent_metrics(
@@ -159,67 +286,38 @@ def nt_xent_metrics(
     }
 
 
+def every_other_row(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts every row but the anchor itself; names no positives."""
+    other = queries["index"] != keys["index"]
+    return nce.Pairs(counted=other, positive=jnp.zeros_like(other))
+
+
+def every_valid_key(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts the keys that are valid; names no positives."""
+    del queries
+    return nce.Pairs(counted=keys["valid"], positive=jnp.zeros_like(keys["valid"]))
+
+
 def same_group(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
     """Counts every row but the anchor itself; rows of the anchor's group are positive."""
     other = queries["index"] != keys["index"]
     return nce.Pairs(counted=other, positive=other & (queries["group"] == keys["group"]))
 
 
-def _contrast(
-    z: jax.Array,
-    group: jax.Array,
-    temperature: float | jax.Array,
-    variant: str,
-    block: int,
-    precision: Any,
-    impl: nce.Impl,
-    mesh: nce.AnyMesh | None,
-    kernel: nce.Kernel,
-) -> jax.Array:
-    """The mean loss of the anchors ``z[B, V, D]``; positives are the rows of equal group[B, V]."""
-    scale = _inverse_temperature(temperature)
-    # [B, V] -> [B * V] keeps the batch axis outermost, and with it its sharding over devices.
-    rows = normalize(z).reshape(-1, z.shape[-1])
-    meta = {
-        "index": jnp.arange(rows.shape[0], dtype=jnp.int32),
-        "group": group.reshape(-1),
-    }
-    positive: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
-    stats = nce.row_stats(
-        rows,
-        None,
-        nce.Relation(same_group, block),
-        meta,
-        scale=scale,
-        bound=scale if isinstance(scale, float) else None,
-        want=("lse", positive, "positives"),
-        precision=precision,
-        impl=impl,
-        mesh=mesh,
-        kernel=kernel,
-    )
-    some = stats["positives"] > 0
-    count = jnp.where(some, stats["positives"], 1)
-    if variant == "out":
-        pull = stats["positive_sum"] / count
-    else:
-        pull = stats["positive_lse"] - jnp.log(count)
-    # Rows without positives may hold -inf on both sides: choose before subtracting.
-    loss = jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0)
-    return jnp.mean(loss)
-
-
 def _inverse_temperature(temperature: float | jax.Array) -> float | jax.Array:
-    """1 / temperature, refusing a Python number that cannot divide a cosine."""
-    if isinstance(temperature, (int, float)):
-        if not temperature > 0 or not math.isfinite(temperature):
-            raise ValueError(f"temperature must be a positive number, got {temperature}.")
-        if temperature < 1e-30:
-            raise ValueError(
-                f"temperature {temperature} makes cosine / temperature overflow float32; "
-                "use 0.005 or more."
-            )
-    return 1 / temperature
+    """1 / temperature in at least float32, refusing a number that cannot divide a cosine."""
+    if not isinstance(temperature, (int, float, np.number)):
+        dtype = jnp.promote_types(temperature.dtype, jnp.float32)
+        return 1 / temperature.astype(dtype)
+    if not temperature > 0 or not math.isfinite(temperature):
+        raise ValueError(f"temperature must be a positive number, got {temperature}.")
+    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
+    if temperature <= rounding:
+        raise ValueError(
+            f"temperature {temperature} is below {rounding:.1e}, what rounding does to a cosine in "
+            f"{jnp.result_type(float)}: logits would be noise or overflow; use 0.005 or more."
+        )
+    return 1 / float(temperature)
 
 
 def _check_views(name: str, z: jax.Array) -> tuple[int, int, int]:

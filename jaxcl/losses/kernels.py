@@ -7,6 +7,7 @@ that of `pairs`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import ManualAxisType
 
 from jaxcl.losses.pairs import (
+    POSITION,
     Coefficients,
     Meta,
     Pairs,
     Relation,
+    Side,
     Sums,
     TileSpec,
     merge,
@@ -31,7 +34,7 @@ from jaxcl.losses.pairs import (
 )
 from jaxcl.losses.tiles import fill_up, for_filled, tile_size
 
-Vectors = dict[str, dict[str, jax.Array]]
+Vectors = dict[str, dict[str, Any]]
 Fold = Callable[[Sums, jax.Array, Pairs | None, jax.Array, Vectors, Vectors], Sums]
 
 LANES = 128
@@ -98,8 +101,8 @@ def _forward(
         row: Vectors,
         column: Vectors,
     ) -> Sums:
-        del keys, row, column
-        return merge(sums, tile_sums(spec, s, pairs, axis=1))
+        del keys, row
+        return merge(spec, sums, tile_sums(spec, s, pairs, 1, column["meta"].get(POSITION)))
 
     return _walk(
         spec,
@@ -135,7 +138,14 @@ def _gradient(
         row: Vectors,
         column: Vectors,
     ) -> Sums:
-        weights = tile_weights(spec, s, pairs, row.get("anchors"), column.get("anchors"))
+        mine, theirs = row.get("anchors"), column.get("anchors")
+        weights = tile_weights(
+            spec,
+            s,
+            pairs,
+            None if mine is None else Side(mine, column["meta"].get(POSITION)),
+            None if theirs is None else Side(theirs, row["meta"].get(POSITION)),
+        )
         return {"gradient": sums["gradient"] + _dot(spec, weights, keys, contract=(1, 0))}
 
     return _walk(
@@ -191,7 +201,7 @@ def _walk(
         query_vectors = {**query_vectors, "meta": query_meta}
         key_vectors = {**key_vectors, "meta": key_meta}
     elif relation is not None and relation.block and (not own or query_size % relation.block):
-        relation = Relation(relation.pairs)
+        relation = dataclasses.replace(relation, block=0)
     queries, query_vectors = fill_up((queries, query_vectors), query_size)
     keys, key_vectors = fill_up((keys, key_vectors), key_size)
     query_leaves, query_tree = jax.tree.flatten(query_vectors)
@@ -220,8 +230,11 @@ def _walk(
             for name, ref in zip(sums, totals, strict=True):
                 ref[...] = values[name]
 
-        def add(pairs: Pairs | None) -> None:
+        def add(relation: Relation | None) -> None:
             s = _dot(spec, query[...], key[...], contract=(1, 1))
+            pairs = None
+            if relation is not None:
+                pairs = relation.of_tile(row["meta"], column["meta"], s)
             before = {name: ref[...] for name, ref in zip(sums, totals, strict=True)}
             write(fold(before, s, pairs, key[...], row, column))
 
@@ -229,13 +242,11 @@ def _walk(
         def _() -> None:
             write(start(query_size))
 
-        if relation is None:
-            add(None)
-        elif relation.block:
-            pl.when(i == j)(lambda: add(relation.pairs(row["meta"], column["meta"])))
+        if relation is not None and relation.block:
+            pl.when(i == j)(lambda: add(relation))
             pl.when(i != j)(lambda: add(None))
         else:
-            add(relation.pairs(row["meta"], column["meta"]))
+            add(relation)
 
         @pl.when(j == last)
         def _() -> None:

@@ -1,10 +1,10 @@
 """The engine under every loss made of pairs: masked log-sum-exps of a similarity matrix.
 
 A pair loss looks at the matrix ``S[i, j] = scale * <queries[i], keys[j]>`` only through a few sums
-along its rows. `row_stats` gives these sums, differentiable in queries, keys and scale; what a loss
-makes of them is arithmetic on vectors. Which pairs enter a sum is said by a relation, a function of
-the metadata (index, label, ...) of a tile's rows and columns, so that no mask of the whole matrix
-need ever exist.
+along its rows, and its hardest pairs. `row_stats` gives these, differentiable in queries, keys and
+scale; what a loss makes of them is arithmetic on vectors. Which pairs enter, at which levels and with
+what weights, is said by a relation, a function of the metadata (index, label, ...) of a tile's rows
+and columns, so that no mask of the whole matrix need ever exist.
 
 Three forms give the same numbers:
 
@@ -16,24 +16,33 @@ Three forms give the same numbers:
   gathers the rows of all and does its own share of the tiles.
 * ``ring`` needs a mesh and gathers nothing: blocks of rows travel round the devices. In the
   backward pass they travel again, with the log-sum-exps of their rows; gradients stay at home.
+
+Keys that every device has, such as a queue or class weights, are sent nowhere: each device meets
+them with its own queries. Keys that nothing is differentiated with respect to get no gradient
+computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxcl.losses import tiles
 from jaxcl.losses.pairs import (
+    ARGUMENTS,
+    POSITION,
     Coefficients,
     Meta,
     Pairs,
     Relation,
+    Side,
     Stat,
     Stats,
     Sums,
@@ -42,6 +51,7 @@ from jaxcl.losses.pairs import (
     as_rows,
     coefficients,
     finish,
+    levels_of,
     merge,
     tile_sums,
     tile_weights,
@@ -65,8 +75,11 @@ __all__ = [
 Impl = Literal["auto", "dense", "tiled", "ring"]
 Kernel = Literal["xla", "pallas"]
 Form = Literal["dense", "tiled", "ring"]
+T = TypeVar("T")
 
-TILE = 512
+# Rows and columns of a tile: on CPU as fits its caches, measured; elsewhere as feeds matrix units.
+TILE = {"cpu": 256}
+TILE_ELSEWHERE = 512
 # How much of the matrix a device may hold in the dense form: on CPU measured by `jaxcl.bench loss`,
 # elsewhere modelled from arithmetic and memory traffic.
 DENSE_BYTES = {"cpu": 16 * 2**20}
@@ -88,20 +101,21 @@ def row_stats(
     impl: Impl = "auto",
     mesh: AnyMesh | None = None,
     axis: str = "data",
+    keys_everywhere: bool = False,
     kernel: Kernel = "xla",
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Stats:
     """Sums along the rows of ``scale * queries @ keys.T`` over the pairs that the relation names.
 
     Args:
         queries: ``float[N, D]``; made at least float32.
-        keys: ``float[K, D]``, or None when the queries are contrasted with themselves. Where their
-            gradient is not used, it is not computed.
+        keys: ``float[K, D]``, or None when the queries are contrasted with themselves. Keys that
+            are constant, or behind `jax.lax.stop_gradient`, get no gradient computed.
         relation: which pairs are counted and which are positive; symmetric if `keys` is None.
-        query_meta: what the relation reads of the queries, leaves ``[N]``.
-        key_meta: the same of the keys, leaves ``[K]``; None together with `keys`.
+        query_meta: what the relation reads of the queries, arrays ``[N]`` or ``[N, L]``.
+        key_meta: the same of the keys, ``[K]`` or ``[K, L]``; None together with `keys`.
         scale: multiplies every inner product, such as 1 / temperature.
-        want: which of the sums to make.
+        want: which of the statistics to make.
         bound: what no ``|S[i, j]|`` exceeds, if known, such as 1 / temperature for unit rows. The
             tiles are cheaper with a small one. A wrong bound gives wrong numbers.
         precision: of the matrix products, as in `jax.numpy.matmul`.
@@ -110,25 +124,38 @@ def row_stats(
             `jax.set_mesh`, if any. Without a mesh "tiled" is for one device: on rows that are sharded
             all the same, every device would do all the work.
         axis: name of that axis.
+        keys_everywhere: whether the keys are, or are to be, whole on every device instead of sharded.
+            K need not divide over the devices then, and the form is "dense" or "tiled".
         kernel: what walks over the tiles, loops of XLA or a Pallas kernel for TPU (float32 only; on
             a CPU it is interpreted, which is slow and meant for tests).
-        tile: rows and columns of a tile at most.
+        tile: rows and columns of a tile at most; None: 256 on a CPU, 512 elsewhere.
 
     Returns:
-        A dict of what was asked for, each ``[N]``: ``lse``, the ``log sum exp S[i, j]`` over
-        counted pairs, -inf for a row that counts none; ``positive_sum``, the ``sum S[i, j]`` over
-        positive pairs; ``positive_lse``, like lse over positive pairs; ``positives``, how many
-        positive pairs there are, without gradient.
+        A dict of what was asked for, each ``[N]``, or ``[N, levels]`` where the relation names its
+        pairs by levels (w is 1 but for pairs with weights):
+
+        * ``lse``: ``log sum w exp S[i, j]`` over counted pairs, -inf for a row that counts none;
+        * ``positive_sum``: ``sum w S[i, j]`` over positive pairs;
+        * ``positive_lse``: like lse, over positive pairs;
+        * ``positives``: ``sum w`` over positive pairs, without gradient;
+        * ``max``, ``argmax``: the largest S[i, j] of the counted pairs and the number of its key (of
+          equal ones the first), such as the hardest negative; -inf and -1 where none is counted;
+        * ``positive_min``, ``positive_argmin``: the smallest of the positive pairs; inf and -1 where
+          there is none.
 
     Raises:
         ValueError: a form that is unknown or impossible for the mesh, shapes that do not fit.
     """
     mesh = _ambient_mesh(axis) if mesh is None else mesh
-    _check(queries, keys, query_meta, key_meta, impl, kernel, mesh, axis)
+    _check(queries, keys, query_meta, key_meta, impl, kernel, mesh, axis, keys_everywhere)
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
     queries = queries.astype(dtype)
     keys = None if keys is None else keys.astype(dtype)
     scale = jnp.asarray(scale, dtype)
+    made = tuple(dict.fromkeys(ARGUMENTS.get(stat, stat) for stat in want))
+    extremes = any(stat in ARGUMENTS.values() for stat in made)
+    query_meta = _opened(query_meta, len(queries), extremes)
+    key_meta = _opened(key_meta or {}, len(queries if keys is None else keys), extremes)
     devices = 1 if mesh is None else mesh.shape[axis]
     rows, columns = len(queries), len(queries if keys is None else keys)
     platform = _platform(mesh)
@@ -143,26 +170,31 @@ def row_stats(
         form = "dense" if form == "dense" else "tiled"
     else:
         form = choose(rows, columns, devices, dtype.itemsize, platform)
+    if keys_everywhere and form == "ring":
+        form = "tiled"
     several = devices > 1 and form != "dense"
     spec = TileSpec(
         relation,
-        want,
+        made,
+        levels_of(relation, query_meta, query_meta if keys is None else key_meta, dtype),
         usable_bound(bound, dtype),
         precision,
-        tile,
+        TILE.get(platform, TILE_ELSEWHERE) if tile is None else tile,
         varying=(axis,) if several else (),
         interpret=platform == "cpu",
     )
-    if form != "dense" and (rows % devices or columns % devices):
+    if form != "dense" and (rows % devices or (columns % devices and not keys_everywhere)):
         raise ValueError(
             f'impl="{form}": {rows} rows and {columns} keys do not divide over the {devices} '
             f'devices of mesh axis "{axis}"; change the batch or use impl="dense".'
         )
-    places = Places(mesh if several else None, axis, ring=form == "ring")
+    places = Places(mesh if several else None, axis, form == "ring", keys_everywhere)
     plan = _Plan(spec, form, kernel, places)
     if keys is None:
-        return _self_stats(plan, queries, scale, query_meta)
-    return _cross_stats(plan, queries, keys, scale, query_meta, key_meta or {})
+        stats = _self_stats(plan, queries, scale, query_meta)
+    else:
+        stats = _cross_stats(plan, queries, keys, scale, query_meta, key_meta)
+    return {stat: stats[stat] for stat in want}
 
 
 def choose(
@@ -173,7 +205,7 @@ def choose(
     Dense while the two copies that its gradient needs of a device's share of the matrix stay below
     16 MiB on a CPU (up to 1,448 rows on one device) and 64 MiB elsewhere (2,896). Beyond that
     tiles; on several devices a ring from 1,024 rows a device on, where on TPU a hop's arithmetic
-    begins to hide its traffic, and gathered rows below.
+    begins to hide its traffic, and gathered rows below (as for keys that every device has anyway).
     """
     if 2 * itemsize * rows * keys <= DENSE_BYTES.get(platform, DENSE_BYTES_ELSEWHERE) * devices:
         return "dense"
@@ -187,11 +219,21 @@ def _ambient_mesh(axis: str) -> AbstractMesh | None:
     return mesh if axis in kinds and kinds[axis] != AxisType.Manual else None
 
 
+def _opened(meta: Meta, count: int, positions: bool) -> Meta:
+    """Metadata with vectors only: those ``[count, L]`` as tuples of L, and the number of each row."""
+    opened = {
+        name: tuple(x[:, level] for level in range(x.shape[1])) if x.ndim == 2 else x
+        for name, x in meta.items()
+    }
+    return opened | ({POSITION: jnp.arange(count, dtype=jnp.int32)} if positions else {})
+
+
 def _platform(mesh: AnyMesh | None) -> str:
     """Where the work is done: an explicit mesh may be of devices that this process has not."""
     if isinstance(mesh, Mesh):
         return mesh.devices.flat[0].platform
-    return jax.default_backend()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _check(
@@ -203,6 +245,7 @@ def _check(
     kernel: str,
     mesh: AnyMesh | None,
     axis: str,
+    keys_everywhere: bool,
 ) -> None:
     if impl not in get_args(Impl):
         known = ", ".join(f'"{name}"' for name in get_args(Impl))
@@ -211,6 +254,10 @@ def _check(
         raise ValueError(f'kernel="{kernel}" is unknown; it is "xla" or "pallas".')
     if mesh is None and impl == "ring":
         raise ValueError('impl="ring" passes rows between devices: give it a mesh=.')
+    if keys_everywhere and (keys is None or impl == "ring"):
+        raise ValueError(
+            'keys_everywhere is for keys that do not travel: give keys=, and an impl but "ring".'
+        )
     if mesh is not None and axis not in mesh.shape:
         raise ValueError(f'mesh has no axis "{axis}", only {tuple(mesh.shape)}.')
     if (keys is None) != (key_meta is None):
@@ -221,10 +268,10 @@ def _check(
         if rows.ndim != 2:
             raise ValueError(f"{name} rows must be [rows, features], got {list(rows.shape)}.")
         for field, value in (meta or {}).items():
-            if value.shape != rows.shape[:1]:
+            if value.shape[:1] != rows.shape[:1] or value.ndim > 2:
                 raise ValueError(
-                    f"{name}_meta[{field!r}] must be [{len(rows)}], one for each row; "
-                    f"got {list(value.shape)}."
+                    f"{name}_meta[{field!r}] must be [{len(rows)}] or [{len(rows)}, levels], one for "
+                    f"each row; got {list(value.shape)}."
                 )
 
 
@@ -251,14 +298,16 @@ class _Plan:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _self_stats(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) -> Stats:
     """`row_stats` of rows against themselves."""
-    return _self_forward(plan, rows, scale, meta)[0]
+    return _self_sums(plan, rows, scale, meta)[0]
 
 
-def _self_forward(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) -> tuple[Stats, Any]:
+def _self_sums(
+    plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta
+) -> tuple[Stats, jax.Array | None]:
+    """The statistics, and the matrix where it is kept."""
     spec = plan.spec
     if plan.form == "dense":
-        s, stats = _matrix(spec, rows, rows, scale, meta, meta)
-        return stats, (rows, scale, meta, stats, s)
+        return _matrix(spec, rows, rows, scale, meta, meta)
 
     def share(scale: jax.Array, rows: jax.Array, meta: Meta) -> Sums:
         relation, meta_abroad = _abroad(spec.relation, rows, meta)
@@ -267,18 +316,23 @@ def _self_forward(plan: _Plan, rows: jax.Array, scale: jax.Array, meta: Meta) ->
             new = plan.walks.forward_cross(
                 spec, relation, rows, other[0], scale, meta_abroad, other[1]
             )
-            return merge(sums, new)
+            return merge(spec, sums, new)
 
         own = plan.walks.forward_self(spec, rows, scale, meta)
         return over_other_devices(plan.places, block, own, (rows, meta_abroad))
 
-    stats = finish(spec, spread(plan.places, share)(scale, rows, meta))
-    return stats, (rows, scale, meta, stats, None)
+    return finish(spec, spread(plan.places, share, (scale,), (rows, meta))), None
+
+
+def _self_forward(plan: _Plan, rows: Any, scale: Any, meta: Any) -> tuple[Stats, Any]:
+    rows, scale, meta = custom_vjp_primal_tree_values((rows, scale, meta))
+    stats, s = _self_sums(plan, rows, scale, meta)
+    return stats, (rows, scale, meta, stats, s)
 
 
 def _self_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]:
-    spec = plan.spec
     rows, scale, meta, stats, s = saved
+    spec = _differentiated(plan.spec, gradient)
     anchors = coefficients(spec, stats, gradient)
 
     def share(scale: jax.Array, rows: jax.Array, meta: Meta, anchors: Coefficients) -> jax.Array:
@@ -294,16 +348,15 @@ def _self_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]:
         return over_other_devices(plan.places, block, own, (rows, meta_abroad, anchors))
 
     if plan.form == "dense":
-        pairs = spec.relation.pairs(as_rows(meta), as_columns(meta))
-        weights = tile_weights(spec, s, pairs, as_rows(anchors), as_columns(anchors))
+        weights = _matrix_weights(spec, s, meta, meta, anchors, anchors)
         total = jnp.matmul(weights, rows, precision=spec.precision)
     else:
-        total = spread(plan.places, share)(scale, rows, meta, anchors)
+        total = spread(plan.places, share, (scale,), (rows, meta, anchors))
     # A pair of rows is in the gradient of both, hence the half.
     return scale * total, jnp.sum(rows * total) / 2, None
 
 
-_self_stats.defvjp(_self_forward, _self_backward)
+_self_stats.defvjp(_self_forward, _self_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -316,49 +369,59 @@ def _cross_stats(
     key_meta: Meta,
 ) -> Stats:
     """`row_stats` of queries against keys."""
-    return _cross_forward(plan, queries, keys, scale, query_meta, key_meta)[0]
+    return _cross_sums(plan, queries, keys, scale, query_meta, key_meta)[0]
 
 
-def _cross_forward(
+def _cross_sums(
     plan: _Plan,
     queries: jax.Array,
     keys: jax.Array,
     scale: jax.Array,
     query_meta: Meta,
     key_meta: Meta,
-) -> tuple[Stats, Any]:
+) -> tuple[Stats, jax.Array | None]:
+    """The statistics, and the matrix where it is kept."""
     spec = plan.spec
     if plan.form == "dense":
-        s, stats = _matrix(spec, queries, keys, scale, query_meta, key_meta)
-        return stats, (queries, keys, scale, query_meta, key_meta, stats, s)
+        return _matrix(spec, queries, keys, scale, query_meta, key_meta)
 
     def share(
-        scale: jax.Array, queries: jax.Array, keys: jax.Array, query_meta: Meta, key_meta: Meta
+        scale: jax.Array, keys: jax.Array, key_meta: Meta, queries: jax.Array, query_meta: Meta
     ) -> Sums:
         def block(sums: Sums | None, here: tuple[jax.Array, Meta]) -> Sums:
             new = plan.walks.forward_cross(
                 spec, spec.relation, queries, here[0], scale, query_meta, here[1]
             )
-            return new if sums is None else merge(sums, new)
+            return new if sums is None else merge(spec, sums, new)
 
         here = (keys, key_meta)
         return over_other_devices(plan.places, block, block(None, here), here)
 
-    stats = finish(spec, spread(plan.places, share)(scale, queries, keys, query_meta, key_meta))
-    return stats, (queries, keys, scale, query_meta, key_meta, stats, None)
+    sums = _spread_cross(plan.places, share, scale, (keys, key_meta), (queries, query_meta))
+    return finish(spec, sums), None
+
+
+def _cross_forward(
+    plan: _Plan, queries: Any, keys: Any, scale: Any, query_meta: Any, key_meta: Any
+) -> tuple[Stats, Any]:
+    # What is saved holds arrays only: () stands for yes.
+    wants_keys = () if keys.perturbed else None
+    arguments = custom_vjp_primal_tree_values((queries, keys, scale, query_meta, key_meta))
+    stats, s = _cross_sums(plan, *arguments)
+    return stats, (*arguments, stats, s, wants_keys)
 
 
 def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]:
-    spec = plan.spec
-    queries, keys, scale, query_meta, key_meta, stats, s = saved
+    queries, keys, scale, query_meta, key_meta, stats, s, wants_keys = saved
+    spec, places = _differentiated(plan.spec, gradient), plan.places
     anchors = coefficients(spec, stats, gradient)
 
     def query_share(
         scale: jax.Array,
-        queries: jax.Array,
         keys: jax.Array,
-        query_meta: Meta,
         key_meta: Meta,
+        queries: jax.Array,
+        query_meta: Meta,
         anchors: Coefficients,
     ) -> jax.Array:
         def block(total: jax.Array | float, here: tuple[jax.Array, Meta]) -> jax.Array:
@@ -367,17 +430,17 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
             )
 
         here = (keys, key_meta)
-        return over_other_devices(plan.places, block, block(0.0, here), here)
+        return over_other_devices(places, block, block(0.0, here), here)
 
     def key_share(
         scale: jax.Array,
-        queries: jax.Array,
         keys: jax.Array,
-        query_meta: Meta,
         key_meta: Meta,
+        queries: jax.Array,
+        query_meta: Meta,
         anchors: Coefficients,
     ) -> jax.Array:
-        turned = Relation(_Turned(spec.relation))
+        turned = Relation(_Turned(spec.relation), sees_similarity=True)
 
         def block(
             total: jax.Array | float, here: tuple[jax.Array, Meta, Coefficients]
@@ -387,23 +450,47 @@ def _cross_backward(plan: _Plan, saved: Any, gradient: Stats) -> tuple[Any, ...]
             )
 
         here = (queries, query_meta, anchors)
-        return over_other_devices(plan.places, block, block(0.0, here), here)
+        return over_other_devices(places, block, block(0.0, here), here)
 
-    # The keys' part stands apart, so that it falls away where it is not used. On a ring this makes
-    # the queries travel, too, but no gradient.
+    key_total = None
+    # The keys' part stands apart, so that it can be left out. On a ring this makes the queries
+    # travel, too, but no gradient.
     if plan.form == "dense":
-        pairs = spec.relation.pairs(as_rows(query_meta), as_columns(key_meta))
-        weights = tile_weights(spec, s, pairs, as_rows(anchors), None)
+        weights = _matrix_weights(spec, s, query_meta, key_meta, anchors, None)
         query_total = jnp.matmul(weights, keys, precision=spec.precision)
-        key_total = jnp.matmul(weights.T, queries, precision=spec.precision)
+        if wants_keys is not None:
+            key_total = jnp.matmul(weights.T, queries, precision=spec.precision)
     else:
-        arguments = (scale, queries, keys, query_meta, key_meta, anchors)
-        query_total = spread(plan.places, query_share)(*arguments)
-        key_total = spread(plan.places, key_share)(*arguments)
-    return scale * query_total, scale * key_total, jnp.sum(queries * query_total), None, None
+        arguments = scale, (keys, key_meta), (queries, query_meta, anchors)
+        query_total = _spread_cross(places, query_share, *arguments)
+        if wants_keys is not None:
+            key_total = _spread_cross(places, key_share, *arguments, add_up=places.keys_everywhere)
+    to_keys = None if key_total is None else scale * key_total
+    return scale * query_total, to_keys, jnp.sum(queries * query_total), None, None
 
 
-_cross_stats.defvjp(_cross_forward, _cross_backward)
+_cross_stats.defvjp(_cross_forward, _cross_backward, symbolic_zeros=True)
+
+
+def _spread_cross(
+    places: Places,
+    share: Callable[..., T],
+    scale: jax.Array,
+    keys: tuple[Any, ...],
+    queries: tuple[Any, ...],
+    *,
+    add_up: bool = False,
+) -> T:
+    """`spread` with the keys where they are."""
+    if places.keys_everywhere:
+        return spread(places, share, (scale, *keys), queries, add_up=add_up)
+    return spread(places, share, (scale,), (*keys, *queries))
+
+
+def _differentiated(spec: TileSpec, gradient: Stats) -> TileSpec:
+    """The spec without the sums that the loss makes no differentiable use of."""
+    want = tuple(k for k in spec.want if not isinstance(gradient[k], SymbolicZero))
+    return dataclasses.replace(spec, want=want)
 
 
 def _matrix(
@@ -413,12 +500,32 @@ def _matrix(
     scale: jax.Array,
     query_meta: Meta,
     key_meta: Meta,
-) -> tuple[jax.Array, Stats]:
-    """The whole matrix as one tile, and its row statistics."""
+) -> tuple[Stats, jax.Array]:
+    """The row statistics of the whole matrix as one tile, and the matrix."""
     s = jnp.matmul(queries * scale, keys.T, precision=spec.precision)
-    pairs = spec.relation.pairs(as_rows(query_meta), as_columns(key_meta))
-    sums = tile_sums(spec, s, pairs, axis=1)
-    return s, finish(spec, {name: jnp.squeeze(value, 1) for name, value in sums.items()})
+    row_meta, column_meta = as_rows(query_meta), as_columns(key_meta)
+    pairs = spec.relation.of_tile(row_meta, column_meta, s)
+    sums = tile_sums(spec, s, pairs, 1, column_meta.get(POSITION))
+    return finish(spec, {name: jnp.squeeze(value, 1) for name, value in sums.items()}), s
+
+
+def _matrix_weights(
+    spec: TileSpec,
+    s: jax.Array,
+    query_meta: Meta,
+    key_meta: Meta,
+    queries: Coefficients,
+    keys: Coefficients | None,
+) -> jax.Array:
+    """`tile_weights` of the whole matrix."""
+    row_meta, column_meta = as_rows(query_meta), as_columns(key_meta)
+    return tile_weights(
+        spec,
+        s,
+        spec.relation.of_tile(row_meta, column_meta, s),
+        Side(as_rows(queries), column_meta.get(POSITION)),
+        None if keys is None else Side(as_columns(keys), row_meta.get(POSITION)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,8 +534,8 @@ class _Turned:
 
     inner: Relation
 
-    def __call__(self, keys: Meta, queries: Meta) -> Pairs:
-        return self.inner.pairs(queries, keys)
+    def __call__(self, keys: Meta, queries: Meta, s: jax.Array) -> Pairs:
+        return self.inner.of_tile(queries, keys, s)
 
 
 def _abroad(relation: Relation, rows: jax.Array, meta: Meta) -> tuple[Relation | None, Meta]:
@@ -437,5 +544,5 @@ def _abroad(relation: Relation, rows: jax.Array, meta: Meta) -> tuple[Relation |
     If no group of rows is cut by the border between devices, there is nothing to ask.
     """
     if relation.block and len(rows) % relation.block == 0:
-        return None, {}
-    return Relation(relation.pairs), meta
+        return None, {name: x for name, x in meta.items() if name == POSITION}
+    return dataclasses.replace(relation, block=0), meta

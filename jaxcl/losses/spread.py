@@ -27,33 +27,47 @@ class Places:
         mesh: None if they are all on one device, or if it is left to XLA where they are.
         axis: the axis of the mesh over which they are sharded.
         ring: whether blocks are passed on, and not gathered.
+        keys_everywhere: whether every device has all keys, so that there is nothing to send.
     """
 
     mesh: AnyMesh | None
     axis: str
     ring: bool
+    keys_everywhere: bool = False
 
 
-def spread(places: Places, share: Callable[..., T]) -> Callable[..., T]:
-    """`share`, done by each device for its own part of all arguments but the first."""
+def spread(
+    places: Places,
+    share: Callable[..., T],
+    whole: tuple[Any, ...],
+    parted: tuple[Any, ...],
+    *,
+    add_up: bool = False,
+) -> T:
+    """``share(*whole, *parted)``, done by each device for its own part of `parted`.
+
+    The results are put one behind the other, as `parted` is, or added up over the devices.
+    """
     if places.mesh is None:
-        return share
-    own = PartitionSpec(places.axis)
+        return share(*whole, *parted)
 
-    def run(scale: jax.Array, *arguments: Any) -> T:
-        return jax.shard_map(
-            share,
-            mesh=places.mesh,
-            in_specs=(PartitionSpec(), *(own for _ in arguments)),
-            out_specs=own,
-        )(scale, *arguments)
+    def run(whole: tuple[Any, ...], parted: tuple[Any, ...]) -> T:
+        whole = lax.pcast(whole, places.axis, to="varying")
+        result = share(*whole, *parted)
+        return lax.psum(result, places.axis) if add_up else result
 
-    return run
+    own, all_of_it = PartitionSpec(places.axis), PartitionSpec()
+    return jax.shard_map(
+        run,
+        mesh=places.mesh,
+        in_specs=(all_of_it, own),
+        out_specs=all_of_it if add_up else own,
+    )(whole, parted)
 
 
 def over_other_devices(places: Places, block: Callable[[T, Any], T], own: T, mine: Any) -> T:
     """Folds ``block(total, theirs)`` over what `mine` is on every other device, from `own` on."""
-    if places.mesh is None:
+    if places.mesh is None or places.keys_everywhere:
         return own
     devices = places.mesh.shape[places.axis]
     if places.ring:

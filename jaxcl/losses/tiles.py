@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcl.losses.pairs import (
+    POSITION,
     Coefficients,
     Meta,
     Pairs,
     Relation,
+    Side,
     Sums,
     TileSpec,
     as_columns,
@@ -41,19 +43,22 @@ def forward_self(spec: TileSpec, rows: jax.Array, scale: jax.Array, meta: Meta) 
     sums = _start(spec, no_sums(spec, (tiles, size), rows.dtype))
 
     def row_of_tiles(i: jax.Array, sums: Sums) -> Sums:
-        anchor, anchor_meta = _at(rows, i) * scale, _at(meta, i)
-        s = _matmul(spec, anchor, _at(turned, i))
-        mine = _sums(spec, s, _pairs(relation, anchor_meta, anchor_meta), axis=1)
+        anchor, mine_meta = _at(rows, i) * scale, _at(meta, i)
+        row_meta = as_rows(mine_meta)
+        s, column_meta = _matmul(spec, anchor, _at(turned, i)), as_columns(mine_meta)
+        mine = _row_sums(spec, s, relation.of_tile(row_meta, column_meta, s), column_meta)
 
         def tile(j: jax.Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
             mine, sums = carry
             s = _matmul(spec, anchor, _at(turned, j))
-            pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
-            mine = merge(mine, _sums(spec, s, pairs, axis=1))
-            theirs = _sums(spec, s, pairs, axis=0)
-            return mine, _put(sums, j, merge(_at(sums, j), theirs))
+            column_meta = as_columns(_at(meta, j))
+            pairs = None if relation.block else relation.of_tile(row_meta, column_meta, s)
+            mine = merge(spec, mine, _row_sums(spec, s, pairs, column_meta))
+            theirs = _column_sums(spec, s, pairs, row_meta)
+            return mine, _put(sums, j, merge(spec, _at(sums, j), theirs))
 
-        mine, sums = lax.fori_loop(i + 1, tiles, tile, (merge(_at(sums, i), mine), sums))
+        start = merge(spec, _at(sums, i), mine), sums
+        mine, sums = lax.fori_loop(i + 1, tiles, tile, start)
         return _put(sums, i, mine)
 
     return _join(lax.fori_loop(0, tiles, row_of_tiles, sums), count)
@@ -71,18 +76,30 @@ def gradient_self(
     gradient = _start(spec, jnp.zeros(turned.shape, rows.dtype))
 
     def row_of_tiles(i: jax.Array, gradient: jax.Array) -> jax.Array:
-        anchor, anchor_meta, row = _at(rows, i) * scale, _at(meta, i), _at(coefficients, i)
-        s = _matmul(spec, anchor, _at(turned, i))
-        pairs = _pairs(relation, anchor_meta, anchor_meta)
-        w = tile_weights(spec, s, pairs, as_rows(row), as_columns(row))
+        anchor, mine_meta, row = _at(rows, i) * scale, _at(meta, i), _at(coefficients, i)
+        row_meta = as_rows(mine_meta)
+
+        def weights(
+            s: jax.Array, pairs: Pairs | None, column: Coefficients, theirs: Meta
+        ) -> jax.Array:
+            return tile_weights(
+                spec,
+                s,
+                pairs,
+                Side(as_rows(row), theirs.get(POSITION)),
+                Side(as_columns(column), row_meta.get(POSITION)),
+            )
+
+        s, column_meta = _matmul(spec, anchor, _at(turned, i)), as_columns(mine_meta)
+        w = weights(s, relation.of_tile(row_meta, column_meta, s), row, column_meta)
         mine = _matmul(spec, w, _at(rows, i))
 
         def tile(j: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             mine, gradient = carry
             s = _matmul(spec, anchor, _at(turned, j))
-            pairs = None if relation.block else _pairs(relation, anchor_meta, _at(meta, j))
-            column = as_columns(_at(coefficients, j))
-            w = tile_weights(spec, s, pairs, as_rows(row), column)
+            column_meta = as_columns(_at(meta, j))
+            pairs = None if relation.block else relation.of_tile(row_meta, column_meta, s)
+            w = weights(s, pairs, _at(coefficients, j), column_meta)
             theirs = _at(gradient, j) + _matmul(spec, _at(turned, i), w)
             return mine + _matmul(spec, w, _at(rows, j)), _put(gradient, j, theirs)
 
@@ -113,12 +130,12 @@ def forward_cross(
     turned = _turned(keys)
 
     def row_of_tiles(query: tuple[jax.Array, Meta]) -> Sums:
-        anchor, anchor_meta = query[0] * scale, query[1]
+        anchor, row_meta = query[0] * scale, as_rows(query[1])
 
         def tile(sums: Sums, key: tuple[jax.Array, Meta]) -> tuple[Sums, None]:
-            s = _matmul(spec, anchor, key[0])
-            pairs = None if relation is None else _pairs(relation, anchor_meta, key[1])
-            return merge(sums, _sums(spec, s, pairs, axis=1)), None
+            s, column_meta = _matmul(spec, anchor, key[0]), as_columns(key[1])
+            pairs = None if relation is None else relation.of_tile(row_meta, column_meta, s)
+            return merge(spec, sums, _row_sums(spec, s, pairs, column_meta)), None
 
         start = _start(spec, no_sums(spec, anchor.shape[:1], anchor.dtype))
         return lax.scan(tile, start, (turned, key_meta))[0]
@@ -145,20 +162,24 @@ def gradient_cross(
     relation, queries, query_meta, keys, key_meta = _tiled_both(
         spec, relation, queries, query_meta, keys, key_meta
     )
-    row = row and _cut(row, queries.shape[1])
-    column = column and _cut(column, keys.shape[1])
+    row, column = _cut(row, queries.shape[1]), _cut(column, keys.shape[1])
     turned = _turned(keys)
 
     def row_of_tiles(query: tuple[jax.Array, Meta, Coefficients | None]) -> jax.Array:
-        anchor, anchor_meta, mine = query[0] * scale, query[1], query[2]
+        anchor, row_meta, mine = query[0] * scale, as_rows(query[1]), as_rows(query[2])
 
         def tile(
             gradient: jax.Array, key: tuple[jax.Array, jax.Array, Meta, Coefficients | None]
         ) -> tuple[jax.Array, None]:
             keys, turned, key_meta, theirs = key
-            s = _matmul(spec, anchor, turned)
-            pairs = None if relation is None else _pairs(relation, anchor_meta, key_meta)
-            w = tile_weights(spec, s, pairs, mine and as_rows(mine), theirs and as_columns(theirs))
+            s, column_meta = _matmul(spec, anchor, turned), as_columns(key_meta)
+            w = tile_weights(
+                spec,
+                s,
+                None if relation is None else relation.of_tile(row_meta, column_meta, s),
+                None if mine is None else Side(mine, column_meta.get(POSITION)),
+                None if theirs is None else Side(as_columns(theirs), row_meta.get(POSITION)),
+            )
             return gradient + _matmul(spec, w, keys), None
 
         start = _start(spec, jnp.zeros(anchor.shape, anchor.dtype))
@@ -168,9 +189,16 @@ def gradient_cross(
 
 
 def tile_size(rows: int, at_most: int, multiple_of: int = 1) -> int:
-    """The size of equal tiles that cover `rows` with as few of them, and then as little filling."""
-    size = -(-rows // -(-rows // at_most))
-    return -(-size // multiple_of) * multiple_of
+    """The size of equal tiles for `rows`: large, but with nothing to fill up if that can be had.
+
+    A tile that is filled up needs masks, and makes all others need them.
+    """
+    at_most = max(multiple_of, at_most - at_most % multiple_of)
+    fewest = -(-rows // at_most)
+    for tiles in range(fewest, 2 * fewest):
+        if rows % (tiles * multiple_of) == 0:
+            return rows // tiles
+    return -(-rows // (fewest * multiple_of)) * multiple_of
 
 
 def fill_up(tree: T, size: int) -> T:
@@ -189,12 +217,12 @@ class _Real:
 
     inner: Relation | None
 
-    def __call__(self, queries: Meta, keys: Meta) -> Pairs:
+    def __call__(self, queries: Meta, keys: Meta, s: jax.Array) -> Pairs:
         real = queries["_real"] & keys["_real"]
         if self.inner is None:
             return Pairs(counted=real, positive=jnp.zeros_like(real))
-        counted, positive = self.inner.pairs(queries, keys)
-        return Pairs(counted=counted & real, positive=positive & real)
+        # A mask may be a tuple of levels.
+        return jax.tree.map(lambda mask: mask * real, self.inner.of_tile(queries, keys, s))
 
 
 def for_filled(
@@ -202,7 +230,7 @@ def for_filled(
 ) -> tuple[Relation, Meta, Meta]:
     """The relation, and its metadata, of rows that will be filled up."""
     return (
-        Relation(_Real(relation)),
+        Relation(_Real(relation), sees_similarity=True),
         {**query_meta, "_real": jnp.ones(query_count, bool)},
         {**key_meta, "_real": jnp.ones(key_count, bool)},
     )
@@ -211,13 +239,11 @@ def for_filled(
 def _tiled(spec: TileSpec, rows: jax.Array, meta: Meta) -> tuple[Relation, jax.Array, Meta]:
     """Rows as ``[tiles, size, D]``, metadata as ``[tiles, size]``, and their relation."""
     count = len(rows)
-    size = tile_size(count, spec.size)
     relation = spec.relation
+    # Groups cut by the border of a tile would have pairs off the diagonal.
+    size = tile_size(count, spec.size, relation.block or 1)
     if count % size:
         relation, meta, _ = for_filled(relation, meta, count, meta, count)
-    elif relation.block and size % relation.block:
-        # Groups cut by the border of a tile have pairs off the diagonal.
-        relation = Relation(relation.pairs)
     return relation, _cut(rows, size), _cut(meta, size)
 
 
@@ -268,13 +294,14 @@ def _matmul(spec: TileSpec, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=spec.precision)
 
 
-def _sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, axis: int) -> Sums:
-    """`tile_sums` without the summed axis."""
-    return {k: jnp.squeeze(v, axis) for k, v in tile_sums(spec, s, pairs, axis).items()}
+def _row_sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, column_meta: Meta) -> Sums:
+    sums = tile_sums(spec, s, pairs, 1, column_meta.get(POSITION))
+    return {key: jnp.squeeze(value, 1) for key, value in sums.items()}
 
 
-def _pairs(relation: Relation, queries: Meta, keys: Meta) -> Pairs:
-    return relation.pairs(as_rows(queries), as_columns(keys))
+def _column_sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, row_meta: Meta) -> Sums:
+    sums = tile_sums(spec, s, pairs, 0, row_meta.get(POSITION))
+    return {key: jnp.squeeze(value, 0) for key, value in sums.items()}
 
 
 def _at(tree: T, i: jax.Array) -> T:

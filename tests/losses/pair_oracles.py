@@ -92,36 +92,72 @@ def group_gradient(z, group, temperature, variant="out"):
 
 
 def row_sums(queries, keys, scale, counted, positive):
-    """The four row statistics of the engine, row by row."""
+    """The row statistics of the engine, row by row; the masks [N, K] are weights, or booleans."""
     count = len(queries)
-    out = {name: np.zeros(count) for name in ("lse", "positive_sum", "positive_lse", "positives")}
+    names = ("lse", "positive_sum", "positive_lse", "positives", "max", "positive_min")
+    out = {name: np.zeros(count) for name in names}
+    out |= {name: np.zeros(count, int) for name in ("argmax", "positive_argmin")}
+    counted, positive = np.asarray(counted, float), np.asarray(positive, float)
     for i in range(count):
         similarity = np.array([scale * np.dot(queries[i], key) for key in keys])
-        for name, mask in (("lse", counted[i]), ("positive_lse", positive[i])):
-            out[name][i] = log_sum_exp(similarity[mask]) if mask.any() else -np.inf
-        out["positive_sum"][i] = similarity[positive[i]].sum()
+        for name, weight in (("lse", counted[i]), ("positive_lse", positive[i])):
+            some = weight != 0
+            terms = similarity[some] + np.log(weight[some])
+            out[name][i] = log_sum_exp(terms) if some.any() else -np.inf
+        out["positive_sum"][i] = np.sum(positive[i] * similarity)
         out["positives"][i] = positive[i].sum()
+        out["max"][i], out["argmax"][i] = best_of(similarity, counted[i], 1)
+        out["positive_min"][i], out["positive_argmin"][i] = best_of(similarity, positive[i], -1)
     return out
+
+
+def best_of(values, weight, sign):
+    """The largest (sign 1) or smallest (-1) value with a weight, and where it is first."""
+    best, where = -sign * np.inf, -1
+    for j, value in enumerate(values):
+        if weight[j] != 0 and sign * value > sign * best:
+            best, where = value, j
+    return best, where
 
 
 def row_sums_gradient(queries, keys, scale, counted, positive, gradient):
     """Chain rule for `row_sums`: gradients of queries, keys and scale."""
     sums = row_sums(queries, keys, scale, counted, positive)
     to_queries, to_keys, to_scale = np.zeros_like(queries), np.zeros_like(keys), 0.0
+    counted, positive = np.asarray(counted, float), np.asarray(positive, float)
+    none = np.zeros(len(queries))
     for i in range(len(queries)):
         for j in range(len(keys)):
             dot = np.dot(queries[i], keys[j])
             weight = 0.0
             if counted[i, j]:
-                weight += gradient["lse"][i] * np.exp(scale * dot - sums["lse"][i])
+                soft = counted[i, j] * np.exp(scale * dot - sums["lse"][i])
+                weight += gradient.get("lse", none)[i] * soft
             if positive[i, j]:
-                weight += gradient["positive_sum"][i]
-                soft = np.exp(scale * dot - sums["positive_lse"][i])
-                weight += gradient["positive_lse"][i] * soft
+                weight += gradient.get("positive_sum", none)[i] * positive[i, j]
+                soft = positive[i, j] * np.exp(scale * dot - sums["positive_lse"][i])
+                weight += gradient.get("positive_lse", none)[i] * soft
+            if j == sums["argmax"][i]:
+                weight += gradient.get("max", none)[i]
+            if j == sums["positive_argmin"][i]:
+                weight += gradient.get("positive_min", none)[i]
             to_queries[i] += weight * scale * keys[j]
             to_keys[j] += weight * scale * queries[i]
             to_scale += weight * dot
     return to_queries, to_keys, to_scale
+
+
+def info_nce_rows(q, k, negatives, used, temperature):
+    """InfoNCE of each query; used [N, K] says which negatives it has."""
+    q, k, negatives = unit_rows(q), unit_rows(k), unit_rows(negatives)
+    losses = []
+    for i in range(len(q)):
+        own = np.dot(q[i], k[i]) / temperature
+        others = [
+            np.dot(q[i], n) / temperature for n, on in zip(negatives, used[i], strict=True) if on
+        ]
+        losses.append(log_sum_exp([own, *others]) - own)
+    return np.array(losses)
 
 
 def nt_xent_by_rows(z, temperature, rows=None):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcl import losses
+from jaxcl.losses import nce
 
 
 def mesh_of(devices):
@@ -22,12 +23,12 @@ def mesh_of(devices):
     # 0.02 needs running maxima; 150 images of 2 views fill up the last tile of 128 lanes.
     ("images", "features", "temperature", "variant", "devices"),
     [
-        (128, 16, 0.1, None, 0),
-        (128, 16, 0.02, None, 0),
-        (150, 5, 0.1, "out", 0),
-        (150, 1, 0.02, "in", 0),
-        (256, 16, 0.1, None, 2),
-        (150, 16, 0.02, "in", 2),
+        pytest.param(150, 16, 0.02, "out", 2, marks=pytest.mark.slow),
+        pytest.param(128, 16, 0.1, None, 0, marks=pytest.mark.slow),
+        pytest.param(150, 1, 0.02, "in", 0, marks=pytest.mark.slow),
+        pytest.param(128, 16, 0.02, None, 0, marks=pytest.mark.slow),
+        pytest.param(150, 5, 0.1, "out", 0, marks=pytest.mark.slow),
+        pytest.param(256, 16, 0.1, None, 2, marks=pytest.mark.slow),
     ],
 )
 def test_interpreted_kernels_equal_the_loops(images, features, temperature, variant, devices):
@@ -50,6 +51,45 @@ def test_interpreted_kernels_equal_the_loops(images, features, temperature, vari
     assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted) + 1e-6 * (
         features == 1
     )
+
+
+def graded(queries, keys):
+    """Two levels: equal in one digit, equal in both; the second with weights."""
+    other = queries["index"] != keys["index"]
+    first = other & (queries["digits"][0] == keys["digits"][0])
+    second = first & (queries["digits"][1] == keys["digits"][1])
+    return nce.Pairs(~first & other, (first, second * (1.0 + queries["heat"] * keys["heat"])))
+
+
+def mining(rows, digits, **options):
+    """A loss of levels, weights and hardest pairs."""
+    meta = {
+        "index": jnp.arange(len(rows)),
+        "digits": digits,
+        "heat": jnp.cos(jnp.arange(len(rows), dtype=jnp.float32)),
+    }
+    want = ("lse", "positive_sum", "positives", "max", "argmax", "positive_min")
+    stats = nce.row_stats(
+        rows, None, nce.Relation(graded), meta, want=want, impl="tiled", tile=128, **options
+    )
+    pull = stats["positive_sum"] / jnp.maximum(stats["positives"], 1)
+    some = jnp.isfinite(stats["positive_min"])
+    far = jnp.where(some, stats["positive_min"], 0)
+    loss = jnp.mean(stats["lse"] + stats["max"]) - jnp.mean(pull + far)
+    return loss, (stats["argmax"], stats["positives"])
+
+
+def test_interpreted_kernels_know_levels_weights_and_extremes():
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(200, 3)).astype(np.float32)
+    digits = rng.integers(0, 5, (200, 2))
+    run = jax.jit(jax.value_and_grad(mining, has_aux=True), static_argnames="kernel")
+    (value, (at, positives)), gradient = run(rows, digits, kernel="pallas")
+    (expected, (wanted_at, wanted_positives)), wanted = run(rows, digits, kernel="xla")
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_array_equal(at, wanted_at)
+    np.testing.assert_allclose(positives, wanted_positives, rtol=1e-6)
+    assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted)
 
 
 def test_float64_is_refused():
@@ -81,6 +121,18 @@ def test_a_ring_compiles_for_tpu(topology, chips, kernel):
     assert not re.search(r" all-(gather|to-all)(-start)?\(", text)
     assert 0 < len(re.findall(r" collective-permute(?:-start)?\(", text)) <= 2 * 2 * 2
     assert ("tpu_custom_call" in text) == (kernel == "pallas")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v6e:2x2"])
+def test_levels_and_extremes_compile_for_tpu(topology):
+    mesh = mesh_of(tpu_devices(topology, 1))
+    sharding = NamedSharding(mesh, P())
+    rows = jax.ShapeDtypeStruct((1000, 64), jnp.float32, sharding=sharding)
+    digits = jax.ShapeDtypeStruct((1000, 2), jnp.int32, sharding=sharding)
+    loss = functools.partial(mining, mesh=mesh, kernel="pallas")
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(rows, digits).compile()
+    assert compiled.as_text().count("tpu_custom_call") >= 2
 
 
 @pytest.mark.slow

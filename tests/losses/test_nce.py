@@ -64,22 +64,20 @@ def agree(got, expected, gradients, expected_gradients, tolerance):
         assert np.linalg.norm(gradient - wanted) <= 5 * tolerance * np.linalg.norm(wanted)
 
 
-# form, devices of the mesh (0: none), rows of a tile, whether the bound is told
-FORMS = [
-    ("dense", 0, 512, True),
-    ("dense", 0, 512, False),
-    ("tiled", 0, 512, True),
-    ("tiled", 0, 8, True),
-    ("tiled", 0, 10, False),
-    ("tiled", 1, 7, True),
-    ("tiled", 4, 512, True),
-    ("ring", 2, 7, False),
-    ("ring", 8, 2, True),
-]
-
-
-@pytest.mark.parametrize(("form", "devices", "tile", "bounded"), FORMS)
-@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize(
+    # form, devices of the mesh (0: none), rows of a tile, whether the bound is told, block
+    ("form", "devices", "tile", "bounded", "block"),
+    [
+        ("dense", 0, 512, True, 2),
+        ("dense", 0, 512, False, 0),
+        ("tiled", 0, 8, True, 2),  # whole groups in whole tiles
+        ("tiled", 0, 11, False, 2),  # tiles of 8: larger ones would cut groups or fill up
+        ("tiled", 1, 7, False, 0),
+        ("tiled", 4, 512, True, 2),
+        ("ring", 2, 7, False, 0),
+        ("ring", 8, 2, True, 2),
+    ],
+)
 def test_self_contrast_in_every_form(form, devices, tile, bounded, block):
     rows = random_rows(0, 48, 5)
     # 21 rows without a partner if groups are random, with group -1 - i meaning unknown.
@@ -119,7 +117,12 @@ def test_self_contrast_in_every_form(form, devices, tile, bounded, block):
 
 @pytest.mark.parametrize(
     ("form", "devices", "tile", "bounded"),
-    [f for f in FORMS if f != ("tiled", 0, 512, True)],
+    [
+        ("dense", 0, 512, False),
+        ("tiled", 0, 7, False),
+        ("tiled", 4, 512, True),
+        ("ring", 8, 3, True),
+    ],
 )
 def test_queries_against_keys_in_every_form(form, devices, tile, bounded):
     queries, keys = random_rows(2, 16, 3), 0.5 * random_rows(3, 40, 3)
@@ -180,62 +183,70 @@ def compiled_nt_xent(form, temperature, devices=0):
     )
 
 
-def embeddings(kind, count, features=128):
-    z = np.random.default_rng(count).normal(size=(count // 2, 2, features)).astype(np.float32)
+compiled_sup_con = jax.jit(jax.value_and_grad(losses.sup_con))
+
+
+def embeddings(kind, images, views=2, features=128):
+    z = np.random.default_rng(images).normal(size=(images, views, features)).astype(np.float32)
     if kind == "duplicates":
-        z[count // 4 :] = z[: count // 2 - count // 4]
+        z[images // 2 :] = z[: images - images // 2]
     if kind == "zero rows":
         z[0, 1] = z[-1, 0] = 0
     return z
 
 
-@pytest.mark.parametrize("temperature", [1, 0.5, 0.1, 0.05, 0.01, 0.005])
-@pytest.mark.parametrize("kind", ["random", "duplicates", "zero rows"])
-def test_float32_is_exact_at_every_temperature(kind, temperature):
-    for count in (70, 1000):
-        z = embeddings(kind, count)
+@pytest.mark.parametrize(
+    "temperature",
+    [0.1, 0.005, *(pytest.param(t, marks=pytest.mark.slow) for t in (1, 0.5, 0.05, 0.01))],
+)
+def test_float32_is_exact_at_every_temperature(temperature):
+    """999 rows: two tiles of 500, one row of which fills up, with groups of three cut in two."""
+    for kind in ("random", "duplicates", "zero rows"):
+        z = embeddings(kind, 333, 3)
         rows, gradient = oracle.nt_xent_by_rows(z, temperature)
         for form in ("dense", "tiled"):
             value, got = compiled_nt_xent(form, temperature)(z)
             np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
-            error = np.linalg.norm(got.reshape(count, -1) - gradient)
-            assert error <= 2e-6 * np.linalg.norm(gradient)
+            error = np.linalg.norm(got.reshape(999, -1) - gradient)
+            assert error <= 2e-6 * np.linalg.norm(gradient), (kind, form)
 
 
 @pytest.mark.parametrize("form", ["dense", "tiled"])
 def test_a_single_image_has_nothing_to_tell_apart(form):
     for temperature in (0.1, 0.005):
-        value, gradient = compiled_nt_xent(form, temperature)(embeddings("random", 2))
+        value, gradient = compiled_nt_xent(form, temperature)(embeddings("random", 1))
         # One rounding of the logit 1 / temperature.
         assert np.abs(value) <= 1.2e-7 / temperature
         assert np.max(np.abs(gradient)) <= 1e-6 / temperature
 
 
 def test_the_yardstick_computes_the_same():
-    z = embeddings("random", 70)
+    z = embeddings("random", 35)
     rows, gradient = oracle.nt_xent_by_rows(z, 0.1)
-    value, got = jax.value_and_grad(plain_nt_xent)(z, 0.1)
+    value, got = jax.jit(jax.value_and_grad(plain_nt_xent), static_argnums=1)(z, 0.1)
     np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
     np.testing.assert_allclose(got.reshape(70, -1), gradient, atol=1e-8)
 
 
 @pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
-def test_the_number_of_devices_changes_nothing(form):
-    z = embeddings("random", 96, 16)
+@pytest.mark.parametrize(
+    "devices", [8, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 4))]
+)
+def test_the_number_of_devices_changes_nothing(form, devices):
+    z = embeddings("random", 48, features=16)
     labels = np.random.default_rng(0).integers(-1, 6, 48)
     value, gradient = compiled_nt_xent("dense", 0.1)(z)
-    label_value, label_gradient = jax.jit(jax.value_and_grad(losses.sup_con))(z, labels)
-    for devices in (1, 2, 4, 8):
-        mesh = mesh_of(devices)
-        sharded = jax.device_put(z, NamedSharding(mesh, P("data")))
-        got, got_gradient = compiled_nt_xent(form, 0.1, devices)(sharded)
-        np.testing.assert_allclose(got, value, rtol=1e-6)
-        assert np.linalg.norm(got_gradient - gradient) <= 2e-6 * np.linalg.norm(gradient)
-        run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, impl=form, mesh=mesh)))
-        got, got_gradient = run(sharded, labels)
-        np.testing.assert_allclose(got, label_value, rtol=1e-6)
-        error = np.linalg.norm(got_gradient - label_gradient)
-        assert error <= 2e-6 * np.linalg.norm(label_gradient)
+    label_value, label_gradient = compiled_sup_con(z, labels)
+    mesh = mesh_of(devices)
+    sharded = jax.device_put(z, NamedSharding(mesh, P("data")))
+    got, got_gradient = compiled_nt_xent(form, 0.1, devices)(sharded)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
+    assert np.linalg.norm(got_gradient - gradient) <= 2e-6 * np.linalg.norm(gradient)
+    run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, impl=form, mesh=mesh)))
+    got, got_gradient = run(sharded, labels)
+    np.testing.assert_allclose(got, label_value, rtol=1e-6)
+    error = np.linalg.norm(got_gradient - label_gradient)
+    assert error <= 2e-6 * np.linalg.norm(label_gradient)
 
 
 def test_the_mesh_that_is_set_is_used():
@@ -273,6 +284,7 @@ def test_a_ring_gathers_nothing_and_passes_two_arrays_a_hop():
     assert len([1 for _, kind in found if kind == "collective-permute"]) <= 2 * 2 * 2
 
 
+@functools.cache
 def temporary_bytes(function, views):
     z = jax.ShapeDtypeStruct((views // 2, 2, 128), jnp.float32)
     compiled = jax.jit(jax.value_and_grad(function)).lower(z).compile()
@@ -280,7 +292,7 @@ def temporary_bytes(function, views):
 
 
 def test_memory_is_linear_and_far_below_the_matrix():
-    views = np.array([32768, 65536, 131072, 262144])
+    views = np.array([65536, 131072, 262144])
     tiled = np.array([temporary_bytes(losses.nt_xent, n) for n in views])
     assert temporary_bytes(plain_nt_xent, 262144) >= 465 * tiled[-1]
     slope, start = np.polyfit(views, tiled, 1)
@@ -290,34 +302,13 @@ def test_memory_is_linear_and_far_below_the_matrix():
     assert tiled[-1] <= 6 * 4 * 262144 * 128 + 16 * 2**20
 
 
-@pytest.mark.parametrize("variant", ["out", "in"])
-def test_labels_cost_little_more_memory(variant):
+def test_labels_cost_little_more_memory():
     z = jax.ShapeDtypeStruct((65536, 2, 128), jnp.float32)
     labels = jax.ShapeDtypeStruct((65536,), jnp.int32)
-    run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, variant=variant)))
+    run = jax.jit(jax.value_and_grad(functools.partial(losses.sup_con, variant="in")))
     compiled = run.lower(z, labels).compile()
     bound = 1.1 * temporary_bytes(losses.nt_xent, 131072)
     assert compiled.memory_analysis().temp_size_in_bytes <= bound
-
-
-def test_the_keys_gradient_is_not_computed_where_it_is_not_used():
-    queries = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
-    keys = jax.ShapeDtypeStruct((65536, 64), jnp.float32)
-
-    def loss(queries, keys, stop):
-        keys = jax.lax.stop_gradient(keys) if stop else keys
-        index = {"index": jnp.arange(1024)}, {"index": jnp.arange(65536)}
-        relation = nce.Relation(lambda q, k: nce.Pairs(q["index"] <= k["index"], q["index"] < 0))
-        stats = nce.row_stats(queries, keys, relation, *index, want=("lse",), impl="tiled")
-        return jnp.mean(stats["lse"])
-
-    def loops(stop):
-        run = jax.jit(jax.grad(loss), static_argnums=2)
-        return run.lower(queries, keys, stop).compile().as_text().count(" while(")
-
-    both = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    assert loops(True) == loops(False)
-    assert loops(True) < both.lower(queries, keys, False).compile().as_text().count(" while(")
 
 
 def test_auto_is_the_written_rule():
@@ -345,6 +336,8 @@ def test_impossible_forms_are_named():
         nce.row_stats(rows, None, relation, meta, impl="ring", mesh=mesh_of(4))
     with pytest.raises(ValueError, match='mesh has no axis "model", only'):
         nce.row_stats(rows, None, relation, meta, mesh=mesh_of(2), axis="model")
+    with pytest.raises(ValueError, match="keys_everywhere is for keys that do not travel"):
+        nce.row_stats(rows, None, relation, meta, keys_everywhere=True)
     with pytest.raises(ValueError, match="keys and key_meta go together"):
         nce.row_stats(rows, rows, relation, meta)
     with pytest.raises(ValueError, match=r"query rows must be \[rows, features\], got \[6\]"):

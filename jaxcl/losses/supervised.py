@@ -1,0 +1,409 @@
+"""What supervision needs beyond `sup_con`: its other denominators and anchors, sets of labels, a queue, and cross-entropy.
+
+The contrastive losses here are `sup_con` with another answer to one of its questions: which rows are anchors, what stands in
+their denominators, how much a pair of rows agrees, and where the other rows come from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcl.losses import nce
+from jaxcl.losses.contrastive import (
+    _check_views,
+    _inverse_temperature,
+    normalize,
+    same_group,
+    sup_con,
+)
+
+Variant = Literal["out", "in"]
+Denominator = Literal["all", "one_positive", "only_negatives"]
+Contrast = Literal["all", "one"]
+
+
+def sup_con_modes(
+    z: jax.Array,
+    labels: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    variant: Variant = "out",
+    scale: float | jax.Array = 1.0,
+    *,
+    denominator: Denominator = "all",
+    contrast: Contrast = "all",
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
+) -> jax.Array:
+    """`sup_con` with the choices that the authors' code has (Khosla et al., 2020, Google's `supcon`).
+
+    With s the cosines over the temperature, P the positives and Q the negatives (rows of another
+    label) of an anchor, the probability of its positive p is exp(s_p) over
+
+    * ``"all"``: the sum of exp(s) over P and Q, the paper's;
+    * ``"one_positive"``: exp(s_p) and the sum over Q; the other positives do not compete with p;
+    * ``"only_negatives"``: the sum over Q alone, so that it is no probability and the loss may be
+      below 0.
+
+    ``"out"`` is the mean over P of -log, ``"in"`` -log of the mean over P, and never above it.
+
+    Args:
+        z: ``float[B, V, D]``, batch-major; normalised here, in at least float32.
+        labels: ``int[B]``; a negative label is unknown and agrees with nothing but the image's own
+            views.
+        temperature: divides the cosines.
+        variant: "out" or "in".
+        scale: multiplies the loss: temperature / 0.07 in the authors' PyTorch code, temperature in
+            Google's.
+        denominator: "all", "one_positive" or "only_negatives".
+        contrast: which rows are anchors: "all", or the first view of each image ("one"). The others
+            are positives and negatives in either case.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: as in `sup_con`. "one_positive" makes the matrix of similarities in any case, with the
+            memory that it takes: what it sums over the positives depends on the sum over Q.
+        mesh: as in `sup_con`.
+        kernel: as in `sup_con`.
+
+    Returns:
+        A scalar in at least float32, the mean over the anchors. An anchor without positives adds 0
+        and stays in the mean, and so does one without negatives where nothing else is in the
+        denominator.
+
+    Raises:
+        ValueError: an unknown choice, or arrays that do not fit.
+    """
+    _check_choice("sup_con_modes", "variant", variant, Variant)
+    _check_choice("sup_con_modes", "denominator", denominator, Denominator)
+    _check_choice("sup_con_modes", "contrast", contrast, Contrast)
+    if (denominator, contrast) == ("all", "all"):
+        form: dict[str, Any] = {"impl": impl, "mesh": mesh, "kernel": kernel}
+        return scale * sup_con(z, labels, temperature, variant, precision=precision, **form)
+    batch, views, features = _check_views("sup_con_modes", z)
+    _check_labels("sup_con_modes", labels, batch)
+    unit = normalize(z)
+    rows = unit.reshape(-1, features)
+    index = jnp.arange(batch * views, dtype=jnp.int32).reshape(batch, views)
+    group = jnp.broadcast_to(_groups(labels)[:, None], (batch, views))
+    meta = {"index": index.reshape(-1), "group": group.reshape(-1)}
+    if contrast == "one":
+        anchors, anchor_meta = unit[:, 0], {"index": index[:, 0], "group": group[:, 0]}
+        keys: jax.Array | None = rows
+        key_meta: nce.Meta | None = meta
+    else:
+        anchors, anchor_meta, keys, key_meta = rows, meta, None, None
+    sharpness = _inverse_temperature(temperature)
+    pull: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
+    stats = nce.row_stats(
+        anchors,
+        keys,
+        nce.Relation(same_group if denominator == "all" else same_group_among_others),
+        anchor_meta,
+        key_meta,
+        scale=sharpness,
+        bound=sharpness if isinstance(sharpness, float) else None,
+        want=("lse", "positives") if denominator == "one_positive" else ("lse", pull, "positives"),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+        kernel=kernel,
+    )
+    if denominator == "one_positive":
+        s = sharpness * jnp.matmul(anchors, rows.T, precision=precision)
+        pairs = same_group(_as_rows(anchor_meta), _as_columns(meta))
+        loss = _one_positive(s, pairs.positive, stats["lse"], stats["positives"], variant)
+    else:
+        loss = _pushed_and_pulled(stats, variant)
+    return scale * jnp.mean(loss)
+
+
+def sup_con_memory(
+    q: jax.Array,
+    k: jax.Array,
+    queue: jax.Array,
+    labels: jax.Array,
+    queue_labels: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    variant: Variant = "out",
+    scale: float | jax.Array = 1.0,
+    *,
+    queue_valid: jax.Array | None = None,
+    in_batch: bool = True,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
+) -> jax.Array:
+    """SupCon of queries against the keys of a momentum encoder and a queue of older ones.
+
+    An anchor's positives are its own key and every key of its label, in the batch and in the queue;
+    its denominator is all of them. With labels all unknown and ``in_batch=False`` it is MoCo's
+    InfoNCE (He et al., 2020).
+
+    Args:
+        q: ``float[N, D]``; normalised here, in at least float32.
+        k: ``float[N, D]``, the key of each query; normalised here, without gradient.
+        queue: ``float[K, D]``, older keys; normalised here, without gradient.
+        labels: ``int[N]`` of the queries and of their keys; a negative one is unknown.
+        queue_labels: ``int[K]``.
+        temperature: divides the cosines.
+        variant: "out" or "in", as in `sup_con`.
+        scale: multiplies the loss.
+        queue_valid: ``bool[K]``, the slots that hold a key; None for all.
+        in_batch: whether the keys of the other images of the batch take part too.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: as in `sup_con`.
+        mesh: as in `sup_con`.
+        kernel: as in `sup_con`.
+
+    Returns:
+        A scalar in at least float32, the mean over the queries.
+
+    Raises:
+        ValueError: an unknown variant, or arrays that do not fit.
+    """
+    _check_choice("sup_con_memory", "variant", variant, Variant)
+    count, slots = len(q), len(queue)
+    if q.ndim != 2 or q.shape != k.shape or queue.ndim != 2 or q.shape[1] != queue.shape[1]:
+        raise ValueError(
+            "sup_con_memory: expected q and k of one shape [N, D] and queue[K, D]; got "
+            f"{list(q.shape)}, {list(k.shape)} and {list(queue.shape)}."
+        )
+    _check_labels("sup_con_memory", labels, count)
+    _check_labels("sup_con_memory", queue_labels, slots, "queue_labels")
+    sharpness = _inverse_temperature(temperature)
+    q, k, queue = normalize(q), normalize(lax.stop_gradient(k)), lax.stop_gradient(queue)
+    group = {"index": jnp.arange(count, dtype=jnp.int32), "group": _groups(labels)}
+    valid = jnp.ones(slots, bool) if queue_valid is None else queue_valid
+    pull: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
+    form: dict[str, Any] = {
+        "scale": sharpness,
+        "bound": sharpness if isinstance(sharpness, float) else None,
+        "want": ("lse", pull, "positives"),
+        "precision": precision,
+        "impl": impl,
+        "mesh": mesh,
+        "kernel": kernel,
+    }
+    # The own key is known without a search.
+    own = sharpness * jnp.sum(q * k, axis=1)
+    parts: list[nce.Stats] = [{"lse": own, pull: own, "positives": jnp.ones_like(own)}]
+    if in_batch:
+        parts.append(nce.row_stats(q, k, nce.Relation(same_group), group, group, **form))
+    parts.append(
+        nce.row_stats(
+            q,
+            normalize(queue),
+            nce.Relation(same_group_of_valid),
+            {"group": group["group"]},
+            {"group": queue_labels.astype(jnp.int32), "valid": valid},
+            keys_everywhere=True,
+            **form,
+        )
+    )
+    return scale * jnp.mean(_pushed_and_pulled(_joined(parts), variant))
+
+
+def sup_con_overlap(
+    z: jax.Array,
+    labels: jax.Array,
+    temperature: float | jax.Array = 0.1,
+    variant: Variant = "out",
+    scale: float | jax.Array = 1.0,
+    *,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: nce.AnyMesh | None = None,
+    kernel: nce.Kernel = "xla",
+) -> jax.Array:
+    """SupCon of images that have several labels: a positive counts as much as its labels overlap.
+
+    The weight of a pair of images is the Jaccard index of their sets of labels, |A and B| / |A or
+    B|, and 1 between the views of one image. ``"out"`` is the weighted mean over the positives of
+    -log of their probability, ``"in"`` -log of its weighted mean. With one label an image this is
+    `sup_con`.
+
+    Args:
+        z: ``float[B, V, D]``, batch-major; normalised here, in at least float32.
+        labels: ``int[B, L]``, up to L labels of each image, -1 for none. Two images share a label
+            where a column is the same; a multi-hot matrix m is ``jnp.where(m, 0, -1)``.
+        temperature: divides the cosines.
+        variant: "out" or "in".
+        scale: multiplies the loss.
+        precision: of the similarity product, as in `jax.numpy.matmul`.
+        impl: as in `sup_con`.
+        mesh: as in `sup_con`.
+        kernel: as in `sup_con`.
+
+    Returns:
+        A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor that overlaps
+        with nothing adds 0 and stays in the mean.
+
+    Raises:
+        ValueError: an unknown variant, or arrays that do not fit.
+    """
+    _check_choice("sup_con_overlap", "variant", variant, Variant)
+    batch, views, features = _check_views("sup_con_overlap", z)
+    if labels.ndim != 2 or len(labels) != batch or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"sup_con_overlap: labels must be int[{batch}, L], the labels of each image; got "
+            f"{labels.dtype}{list(labels.shape)}."
+        )
+    rows = batch * views
+    labels = jnp.repeat(labels.astype(jnp.int32), views, axis=0, total_repeat_length=rows)
+    number = jnp.arange(rows, dtype=jnp.int32)
+    sharpness = _inverse_temperature(temperature)
+    pull: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
+    stats = nce.row_stats(
+        normalize(z).reshape(-1, features),
+        None,
+        nce.Relation(overlapping),
+        {
+            "index": number,
+            "image": number // views,
+            "label": labels,
+            "size": jnp.sum(labels >= 0, axis=1, dtype=jnp.int32),
+        },
+        scale=sharpness,
+        bound=sharpness if isinstance(sharpness, float) else None,
+        want=("lse", pull, "positives"),
+        precision=precision,
+        impl=impl,
+        mesh=mesh,
+        kernel=kernel,
+    )
+    return scale * jnp.mean(_pushed_and_pulled(stats, variant))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy, the mean over the rows that have a label; 0 if none has.
+
+    Args:
+        logits: ``float[N, C]``.
+        labels: ``int[N]`` in [0, C); a negative one is missing.
+        smoothing: share of the target that is spread evenly over all classes (Szegedy et al., 2016).
+
+    Returns:
+        A scalar in at least float32.
+    """
+    _check_logits("cross_entropy", logits, labels)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    right = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    loss = -(1 - smoothing) * right - smoothing * jnp.mean(log_p, axis=1)
+    return _mean_where(labels >= 0, loss)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the rows with a label whose largest logit is that label's; 0 if none has one.
+
+    Arguments as for `cross_entropy`. No gradient flows.
+    """
+    _check_logits("accuracy", logits, labels)
+    hit = jnp.argmax(logits, axis=1) == labels
+    return _mean_where(labels >= 0, hit.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+
+def same_group_among_others(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts the rows of other groups only; rows of the anchor's group, but itself, are positive."""
+    same = queries["group"] == keys["group"]
+    return nce.Pairs(counted=~same, positive=same & (queries["index"] != keys["index"]))
+
+
+def same_group_of_valid(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts the keys that are valid; those of the anchor's group, if it is known, are positive."""
+    same = (queries["group"] == keys["group"]) & (queries["group"] >= 0)
+    return nce.Pairs(counted=keys["valid"], positive=keys["valid"] & same)
+
+
+def overlapping(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts every row but the anchor itself; positive by the Jaccard index of the images' labels."""
+    other = queries["index"] != keys["index"]
+    columns = zip(queries["label"], keys["label"], strict=True)
+    both = sum(((a == b) & (a >= 0)).astype(float) for a, b in columns)
+    either = queries["size"] + keys["size"] - both
+    weight = jnp.where(queries["image"] == keys["image"], 1, both / jnp.maximum(either, 1))
+    return nce.Pairs(counted=other, positive=jnp.where(other, weight, 0))
+
+
+def _joined(parts: list[nce.Stats]) -> nce.Stats:
+    """Row statistics over the pairs of all parts, which are disjoint."""
+    joined: nce.Stats = {}
+    for name in parts[0]:
+        values = jnp.stack([part[name] for part in parts])
+        joined[name] = (jax.nn.logsumexp if name.endswith("lse") else jnp.sum)(values, axis=0)
+    return joined
+
+
+def _pushed_and_pulled(stats: nce.Stats, variant: str) -> jax.Array:
+    """The loss of each anchor from its row statistics; 0 if it has no positives, or counts nothing."""
+    some = (stats["positives"] > 0) & (stats["lse"] != -math.inf)
+    count = jnp.where(some, stats["positives"], 1)
+    if variant == "out":
+        pull = stats["positive_sum"] / count
+    else:
+        pull = stats["positive_lse"] - jnp.log(count)
+    # Rows without positives may hold -inf on both sides: choose before subtracting.
+    return jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0)
+
+
+def _one_positive(
+    s: jax.Array, positive: jax.Array, negatives: jax.Array, count: jax.Array, variant: str
+) -> jax.Array:
+    """The loss of each anchor whose positives, s[N, M], each meet the negatives, their lse[N], alone."""
+    # -log(exp(s) / (exp(s) + exp(n))) = softplus(n - s); without negatives it is 0.
+    alone = negatives == -math.inf
+    price = jax.nn.softplus(jnp.where(alone, 0, negatives)[:, None] - s)
+    some = (count > 0) & ~alone
+    count = jnp.where(some, count, 1)
+    if variant == "out":
+        loss = jnp.sum(jnp.where(positive, price, 0), axis=1) / count
+    else:
+        seen = jnp.where(positive | ~some[:, None], -price, -math.inf)
+        loss = jnp.log(count) - jax.nn.logsumexp(seen, axis=1)
+    return jnp.where(some, loss, 0)
+
+
+def _groups(labels: jax.Array) -> jax.Array:
+    """Labels i32[B] in which an unknown one has become one that no other image has."""
+    labels = labels.astype(jnp.int32)
+    return jnp.where(labels < 0, -1 - jnp.arange(len(labels), dtype=jnp.int32), labels)
+
+
+def _as_rows(meta: nce.Meta) -> nce.Meta:
+    return {name: value[:, None] for name, value in meta.items()}
+
+
+def _as_columns(meta: nce.Meta) -> nce.Meta:
+    return {name: value[None, :] for name, value in meta.items()}
+
+
+def _mean_where(mask: jax.Array, values: jax.Array) -> jax.Array:
+    """The mean of the values[N] under a mask, 0 of none."""
+    total = jnp.sum(jnp.where(mask, values, 0))
+    return total / jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
+
+
+def _check_choice(function: str, name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        known = ", ".join(f'"{choice}"' for choice in get_args(choices))
+        raise ValueError(f"{function}: {name} must be one of {known}, got {value!r}.")
+
+
+def _check_labels(function: str, labels: jax.Array, count: int, name: str = "labels") -> None:
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"{function}: {name} must be int[{count}]; got {labels.dtype}{list(labels.shape)}."
+        )
+
+
+def _check_logits(function: str, logits: jax.Array, labels: jax.Array) -> None:
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(
+            f"{function}: logits must be [rows, classes], neither of them 0; got {list(logits.shape)}."
+        )
+    _check_labels(function, labels, len(logits))
