@@ -13,11 +13,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcl.data import DataConfig
+from jaxcl.data import DataConfig, LabelTree
 from jaxcl.evaluators import EvalConfig
 from jaxcl.mesh import MeshConfig
 from jaxcl.methods import METHODS, Method
-from jaxcl.models import BackboneConfig
+from jaxcl.models import BackboneConfig, gradient_cache
 from jaxcl.optim import OptimConfig
 from jaxcl.views import OPS, ViewsConfig, build_program
 
@@ -66,6 +66,8 @@ class Config:
       name: names the run; the default workdir is runs/<name>.
       seed: of the initial parameters, views and the order of the data.
       batch_size: images in the global batch (all devices and processes together).
+      micro_batch: images whose activations are held at a time, a divisor of batch_size; 0 is all of them. For batches that
+        do not fit into memory: it changes memory and time, not what is learned; see `models.gradient_cache`.
       epochs: length of the training in passes over the data; or
       steps: length of the training in updates. Exactly one of the two is above 0.
       data: the data set.
@@ -91,14 +93,26 @@ class Config:
     evaluation: EvalConfig
     run: RunConfig
     mesh: MeshConfig
+    micro_batch: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: expected 1 or more")
+        self.check_micro_batch(devices=1)
         if (self.epochs > 0) == (self.steps > 0):
             raise ValueError(
                 f"epochs={self.epochs}, steps={self.steps}: set exactly one of them above 0 and the other to 0"
             )
+
+    def check_micro_batch(self, devices: int) -> None:
+        """Refuses micro-batches that cannot be cut out of the batch on so many devices.
+
+        Raises:
+          ValueError: says what to choose.
+        """
+        gradient_cache.count_pieces(
+            self.batch_size, self.micro_batch, self.model.groups_in_backbone, devices
+        )
 
     def total_steps(self, examples: int) -> int:
         """Number of updates of the whole run over `examples` images."""
@@ -110,20 +124,70 @@ class Config:
         Raises:
           ConfigError: unknown method, field or op.
         """
-        program = build_program(self.views)
         fields = dict(self.method)
         cls = _method_class(fields.pop("name", None))
-        return build(cls, fields, "method", given={"views": program})
+        known = {
+            "views": build_program(self.views),
+            "features": self.model.feature_dim,
+            "bn_groups": self.model.bn_groups,
+        }
+        given = {f.name: known[f.name] for f in dataclasses.fields(cls) if f.name in known}
+        return build(cls, fields, "method", given)
 
+    def for_labels(self, tree: LabelTree) -> "Config":
+        """The config whose method knows the label levels of its training data, and how many classes each has.
+
+        It is the same config if the method does not ask for them (it has no field `labels`).
+
+        Args:
+          tree: of the training data, as `data.by_path` makes it.
+
+        Raises:
+          ConfigError: the data have no labels, or not the level that the method learns from.
+        """
+        fields = dataclasses.fields(_method_class(self.method.get("name")))
+        if all(f.name != "labels" for f in fields):
+            return self
+        if not tree.depth:
+            raise ConfigError(
+                f"method {self.method['name']!r} learns from labels, and the training data have none: say where they are with"
+                " data.labels (a folder: parent or path) or data.label_keys (a table, TFDS), or choose a method without labels"
+            )
+        labels = {"names": tree.levels, "classes": tuple(map(len, tree.names))}
+        config = dataclasses.replace(self, method={**self.method, "labels": labels})
+        config.build_method()
+        return config
+
+    def for_run(self, examples: int, levels: int) -> "Config":
+        """The config whose method knows how large the run is, as far as it asks for it (by fields of these names).
+
+        Args:
+          examples: images of the training data; with them comes total_steps.
+          levels: levels of their labels.
+        """
+        known = {
+            "examples": examples,
+            "levels": levels,
+            "total_steps": self.total_steps(examples),
+        }
+        names = {f.name for f in dataclasses.fields(_method_class(self.method.get("name")))}
+        told = {name: value for name, value in known.items() if name in names}
+        return dataclasses.replace(self, method={**self.method, **told})
+
+
+# Fields of a method that are not settings: what it learns of the rest of the config, of the data and of the run.
+GIVEN = ("views", "features", "labels", "bn_groups", "examples", "levels", "total_steps")
 
 # Settings that may change between a run and its continuation: they do not change what is learned.
 RESUMABLE = (
     "run.",
     "mesh.",
     "data.path",
+    "data.split_file",
     "data.workers",
     "data.prefetch",
     "evaluation.",
+    "micro_batch",
     "name",
 )
 
@@ -143,7 +207,7 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
     """
     cls = _method_class(method)
     fields = {
-        f.name: _default(f) for f in dataclasses.fields(cls) if f.name not in ("views",) and f.init
+        f.name: _default(f) for f in dataclasses.fields(cls) if f.name not in GIVEN and f.init
     }
     unknown = set(method_fields) - set(fields)
     if unknown:
@@ -165,6 +229,7 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
             "name": "",
             "seed": 0,
             "batch_size": 256,
+            "micro_batch": 0,
             "epochs": 0.0,
             "steps": 0,
             "views": {**views, "ops": ops},

@@ -1,6 +1,12 @@
-"""Trains: `python -m jaxcl.main --config=configs/quickstart.py [--workdir=DIR] [--config.section.key=value ...]`."""
+"""Trains: `python -m jaxcl.main --config=configs/quickstart.py [--workdir=DIR] [--config.section.key=value ...]`.
+
+Exit codes, for what starts it: 0 when the run is complete; 1 for an error that the same command would meet again; 75 when
+a device or another process has failed, so that the same command may go on from the newest checkpoint; `--stopped_exit_code` (0 if not
+given) when a signal stopped the run and it has saved itself.
+"""
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,9 +23,19 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.")
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "One of several processes that the platform describes (TPU pod, Slurm)."
+    "multihost",
+    False,
+    "One of several processes that the platform describes (TPU pod, GKE, Slurm).",
+)
+STOPPED = flags.DEFINE_integer(
+    "stopped_exit_code",
+    0,
+    "Exit code of a run that saved itself and stopped because of a signal; launchers give 143.",
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
+
+FAILED_ELSEWHERE = 75
+"""Exit code when a device or another process has failed."""
 
 
 def main(argv: list[str]) -> None:
@@ -37,11 +53,23 @@ def main(argv: list[str]) -> None:
             mesh.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         elif MULTIHOST.value:
             mesh.join()
-        train.train(cfg, WORKDIR.value or f"runs/{cfg.name}")
-    except (ValueError, OSError, train.RunError, CheckpointError) as error:
-        if TRACEBACK.value:
-            raise
-        sys.exit(f"jaxcl: {error}\n(--traceback shows where)")
+        result = train.train(cfg, WORKDIR.value or f"runs/{cfg.name}")
+    except Exception as error:
+        lost = mesh.lost_another(error)
+        named = isinstance(error, (ValueError, OSError, train.RunError, CheckpointError))
+        if TRACEBACK.value or lost or not named:
+            traceback.print_exc()
+            if lost:
+                print(
+                    "jaxcl: a device or another process of the run has failed. The same command goes on from the newest"
+                    " checkpoint",
+                    file=sys.stderr,
+                )
+        else:
+            print(f"jaxcl: {error}\n(--traceback shows where)", file=sys.stderr)
+        mesh.leave(FAILED_ELSEWHERE if lost else 1)
+    if not result["complete"]:
+        sys.exit(STOPPED.value)
 
 
 if __name__ == "__main__":

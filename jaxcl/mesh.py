@@ -5,9 +5,13 @@ Nothing else in jaxcl knows how many devices or processes there are. The train s
 """
 
 import dataclasses
+import glob
+import importlib.util
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -17,6 +21,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
+
+# How errors of JAX's runtime begin that a lost device or process can cause.
+_LOST = re.compile("(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+
+# The device files of TPUs, and of GPUs of NVIDIA, AMD and Windows' Linux.
+_ACCELERATORS = (
+    *("/dev/accel*", "/dev/vfio/[0-9]*"),
+    *("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"),
+)
 
 # (pattern of the path in the train state, partition). The first pattern that matches decides.
 PARTITION_RULES: tuple[tuple[str, P], ...] = ((r".*", P()),)
@@ -56,6 +69,8 @@ def initialize(config: MeshConfig) -> None:
     """
     if config.platform:
         jax.config.update("jax_platforms", config.platform)
+    elif not jax.config.values["jax_platforms"] and only_compiles_for_tpu():
+        jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", config.x64)
     if config.compile_cache:
         from etils import epath
@@ -73,6 +88,16 @@ def initialize(config: MeshConfig) -> None:
             ) from error
 
 
+def only_compiles_for_tpu() -> bool:
+    """Whether libtpu is installed on a Linux machine without any accelerator, as it is to compile for TPUs elsewhere.
+
+    JAX would find that out by starting libtpu, which prints a page about it.
+    """
+    if sys.platform != "linux" or importlib.util.find_spec("libtpu") is None:
+        return False
+    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
+
+
 def join(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
@@ -82,8 +107,43 @@ def join(
       coordinator: host:port of process 0; None where the platform tells (Cloud TPU, Slurm, Open MPI).
       processes: how many processes there are.
       process: the number of this one.
+
+    Raises:
+      ValueError: nothing tells who the others are, or the numbers do not fit.
     """
-    jax.distributed.initialize(coordinator, processes, process)
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"coordinator {coordinator!r}: expected host:port of process 0")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except ValueError as error:
+        if coordinator is None:
+            raise ValueError(
+                "this process finds no TPU pod, Slurm or Open MPI job around it: start it in one, give --coordinator,"
+                f" --processes and --process, or leave --multihost out (JAX: {error})"
+            ) from error
+        raise
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error means that a device or another process has failed, so that nothing is wrong with the settings.
+
+    Errors of the CPU's collectives arrive as ValueError, with the name of a status in front. A lack of memory is none of
+    these: it would come again.
+    """
+    runtime = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return runtime and _LOST.match(str(error)) is not None
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with an exit code, also when the other processes do not end.
+
+    JAX would wait for them at its shutdown barrier, for minutes, and then abort with a code of its own.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -119,13 +179,17 @@ def state_shardings(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, P]] = PART
     return jax.tree.map_with_path(place, tree)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+def check_batch_size(mesh: Mesh | int, batch_size: int) -> None:
     """Refuses a batch that does not divide over the devices.
+
+    Args:
+      mesh: the mesh, or how many devices there would be.
+      batch_size: images of the global batch.
 
     Raises:
       ValueError: with the nearest batch sizes that do.
     """
-    count = mesh.size
+    count = mesh if isinstance(mesh, int) else mesh.size
     if batch_size % count:
         below, above = batch_size // count * count, (batch_size // count + 1) * count
         near = f"{below} or {above}" if below else f"{above}"

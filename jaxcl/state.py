@@ -10,7 +10,7 @@ import optax
 
 from jaxcl import metrics
 from jaxcl.methods import Method
-from jaxcl.models import Model
+from jaxcl.models import Model, gradient_cache
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -78,6 +78,7 @@ def make_train_step(
     model: Model,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    micro_batch: int = 0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Makes `step(state, batch) -> (state, metrics)`, a pure function to be jitted over the mesh.
 
@@ -88,12 +89,16 @@ def make_train_step(
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key_views, key_loss = jax.random.split(jax.random.fold_in(state.key, state.step))
-        keys = jax.random.split(key_views, batch["image"].shape[0])
+        batch_size = batch["image"].shape[0]
+        groups = model.config.groups_in_backbone
+        pieces = gradient_cache.count_pieces(batch_size, micro_batch, groups)
+        network = dataclasses.replace(model, pieces=pieces)
+        keys = jax.random.split(key_views, batch_size)
         views = method.views(keys, batch["image"], host_crop(batch))
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, Any]:
             out = method.loss(
-                model.apply, params, state.batch_stats, state.extra, batch, views, key_loss
+                network.apply, params, state.batch_stats, state.extra, batch, views, key_loss
             )
             return out.loss, out
 

@@ -15,13 +15,13 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from jaxcl import checkpoint, data, evaluators, metrics, models, optim
+from jaxcl import checkpoint, data, evaluators, experiment, metrics, optim
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.methods.base import trivial_loss
 from jaxcl.report.run import run_report
-from jaxcl.state import TrainState, make_init, make_train_step
+from jaxcl.state import TrainState
 
 RESULTS = "results.json"
 REPORT_SECONDS = 3600.0
@@ -52,48 +52,35 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------------- devices
     mesh_lib.initialize(config.mesh)
     mesh = mesh_lib.make_mesh()
-    mesh_lib.check_batch_size(mesh, config.batch_size)
+    experiment.check(config, mesh)
     main = mesh_lib.is_main()
     console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not main)
     say = console.print
     root = epath.Path(workdir)
-    stored = config_lib.to_dict(config)
 
     # ---------------------------------------------------------------------------------------------------------- data
     source = data.load(config.data, "train")
+    labelled = data.by_path(source)
+    config = config.for_labels(labelled.tree).for_run(len(source), labelled.tree.depth)
+    stored = config_lib.to_dict(config)
     sampler = data.Uniform(len(source), config.batch_size, config.seed)
     steps_per_epoch = len(source) // config.batch_size
     total_steps = config.total_steps(len(source))
 
-    # ----------------------------------------------------------------------------------- method, model and optimizer
-    method = config.build_method()
-    model = models.build(config.model, method.heads)
-    height, width, channels = method.views.output_shape(data.image_shape(source, config.data))
-    image_shape = (height, width, channels)
-    schedule = optim.make_schedule(config.optim, total_steps, steps_per_epoch, config.batch_size)
-    abstract_params = {
-        **jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))["params"],
-        "method": jax.eval_shape(method.init_params, jax.random.key(0)),
-    }
-    tx = optim.make_optimizer(config.optim, abstract_params, schedule)
-
-    # ------------------------------------------------------------- state: its shapes, their places, then the arrays
-    init = make_init(method, model, tx, image_shape)
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = mesh_lib.state_shardings(mesh, shapes)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    # ------------------------------------------------------- method, model, optimizer, state and step, not yet any array
+    built = experiment.build(
+        config, mesh, data.image_shape(source, config.data), total_steps, steps_per_epoch
     )
-    jit_init = jax.jit(init, out_shardings=shardings)
+    method, model = built.method, built.model
+    key = jax.random.key(config.seed)
 
-    # The newest good state of the workdir, or a new one.
+    # -------------------------------------------------------------- the newest good state of the workdir, or a new one
     say(f"{config.name}: {mesh_lib.describe(mesh)}; workdir {root}")
     identity: dict[str, Any] = {"config": stored, "content_id": source.content_id, "log": say}
     checkpoints = checkpoint.Checkpoints(root / "checkpoints", keep=config.run.keep, **identity)
     refuse_other_run(checkpoints, root)
-    restored = checkpoints.restore(abstract)
-    state, first_step = restored or (jit_init(key), 0)
+    restored = checkpoints.restore(built.state)
+    state, first_step = restored or (built.init(key), 0)
     best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
     best_score = best_so_far(best, say)
 
@@ -102,7 +89,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         f"{total_steps:,} steps of {config.batch_size} images: {total_steps / steps_per_epoch:.1f} epochs of"
         f" {steps_per_epoch:,} steps; an epoch leaves out {sampler.left_out} images, others each time"
     )
-    parameters = optim.describe(config.optim, abstract_params)
+    parameters = optim.describe(config.optim, built.params)
     say(
         f"{config.model.name}, {config.optim.name}: {parameters.splitlines()[-1]} (each of them: parameters.txt)"
     )
@@ -113,15 +100,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         (root / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True))
         (root / "parameters.txt").write_text(parameters)
 
-    # ------------------------------------------------------------------------------------------------ the train step
-    step_fn = jax.jit(
-        make_train_step(method, model, tx, schedule),
-        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-        out_shardings=(shardings, mesh_lib.replicated(mesh)),
-        donate_argnums=0,
-    )
+    # ------------------------------------------------------------------------------------------------- what goes round
     batches = data.train_batches(
-        source,
+        labelled,
         sampler,
         config.data,
         first_step,
@@ -133,7 +114,13 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     )
     online = None
     if config.evaluation.gallery:
-        online = evaluators.Online(config.evaluation, config.data, model, mesh, image_shape[0])
+        online = evaluators.Online(
+            config.evaluation,
+            config.data,
+            model,
+            mesh,
+            config.evaluation.image_size or built.image_shape[0],
+        )
     logger = metrics.Logger(
         root,
         total_steps,
@@ -152,11 +139,11 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             arrays = mesh_lib.to_global(mesh, data.arrays(batch))
             if step == first_step:
                 with logger.pause("compiling", once=True):
-                    state, measured = jax.block_until_ready(step_fn(state, arrays))
+                    state, measured = jax.block_until_ready(built.step(state, arrays))
                 logger.start(step + 1)
             else:
                 with profiled(config.run.profile, step + 1, root):
-                    state, measured = step_fn(state, arrays)
+                    state, measured = built.step(state, arrays)
             step += 1
             last = step == total_steps
 
@@ -199,7 +186,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------- the table and the picture
     trained = {"trained encoder": network(state)}
-    networks = {"raw pixels": None, "untrained encoder": network(jit_init(key)), **trained}
+    networks = {"raw pixels": None, "untrained encoder": network(built.init(key)), **trained}
     rows: list[evaluators.Row] = []
     results = root / RESULTS
     if restored and first_step == total_steps and results.exists():

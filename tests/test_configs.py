@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxcl import config as config_lib
-from jaxcl import models, optim, train
+from jaxcl import data, models, optim, train
 from jaxcl.state import make_init, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -25,6 +25,16 @@ VARIANTS = [
     "quickstart:identity",
     "simclr_v2_tpu:resnet152,width=3,sk",
     "simclr_folder:128",
+    "moco_cifar10:symmetric",
+    "moco_emoji:end_to_end,groups",
+    "moco_emoji:memory_bank",
+    "moco_emoji:queue,ema",
+    "moco_emoji:v3",
+    "moco_v3_r50_tpu:1000",
+    "moco_v3_vit_tpu:vit_b16",
+    "supcon_moco:emoji",
+    "supervised:cifar10",
+    "supervised:imagenet",
 ]
 
 
@@ -50,18 +60,22 @@ def test_golden_text(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_step_is_traced_on_its_own_shapes(name):
     config = config_lib.from_dict(get_config(name))
+    levels = config.evaluation.levels or ("label",)
+    config = config.for_labels(data.LabelTree(levels, (("a", "b", "c"),) * len(levels)))
+    config = config.for_run(10**5, len(levels))
     method = config.build_method()
     model = models.build(config.model, method.heads)
     side, channels = config.data.image_size, config.data.channels
     h, w, c = method.views.output_shape((side, side, channels))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), (h, w, c)))["params"]
     schedule = optim.make_schedule(config.optim, 10**6, 1000, config.batch_size)
-    tx = optim.make_optimizer(config.optim, params | {"method": {}}, schedule)
+    params["method"] = jax.eval_shape(method.init_params, jax.random.key(0))
+    tx = optim.make_optimizer(config.optim, params, schedule)
     state = jax.eval_shape(make_init(method, model, tx, (h, w, c)), jax.random.key(0))
     b, v = config.batch_size, len(method.views.views)
     batch = {
         "image": jax.ShapeDtypeStruct((b, side, side, channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((b, 1), np.int32),
+        "label": jax.ShapeDtypeStruct((b, len(levels)), np.int32),
         "index": jax.ShapeDtypeStruct((b,), np.int32),
     }
     if config.data.crop == "host":

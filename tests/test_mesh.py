@@ -51,3 +51,20 @@ def test_settings_that_come_too_late_are_named():
 def test_bad_platform():
     with pytest.raises(ValueError, match=r"mesh.platform='tpuu'"):
         mesh_lib.MeshConfig(platform="tpuu")
+
+
+@pytest.mark.parametrize(
+    ("libtpu", "files", "expected"),
+    [
+        (True, (), True),
+        (False, (), False),
+        (True, ("/dev/accel*",), False),
+        (True, ("/dev/vfio/[0-9]*",), False),
+        (True, ("/dev/nvidia[0-9]*",), False),
+    ],
+)
+def test_libtpu_without_a_tpu_is_not_asked(libtpu, files, expected, monkeypatch):
+    monkeypatch.setattr(mesh_lib.sys, "platform", "linux")
+    monkeypatch.setattr(mesh_lib.importlib.util, "find_spec", lambda name: name if libtpu else None)
+    monkeypatch.setattr(mesh_lib.glob, "glob", lambda p: [p] if p in files else [])
+    assert mesh_lib.only_compiles_for_tpu() == expected

@@ -1,10 +1,28 @@
 """The methods, by name."""
 
 from jaxcl.methods.base import Apply, LossOut, Method
+from jaxcl.methods.moco import MoCo
 from jaxcl.methods.simclr import SimCLR
+from jaxcl.methods.supcon import SupCon
+from jaxcl.methods.supcon_moco import SupConMoCo
+from jaxcl.methods.supervised import Supervised
 
 METHODS: dict[str, type] = {
     "simclr": SimCLR,
+    "moco": MoCo,
+    "supcon": SupCon,
+    "supcon_moco": SupConMoCo,
+    "supervised": Supervised,
 }
 
-__all__ = ["METHODS", "Apply", "LossOut", "Method", "SimCLR"]
+__all__ = [
+    "METHODS",
+    "Apply",
+    "LossOut",
+    "Method",
+    "MoCo",
+    "SimCLR",
+    "SupCon",
+    "SupConMoCo",
+    "Supervised",
+]

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxcl.models import HeadSpec
+from jaxcl.models import HeadOn, HeadSpec
 from jaxcl.views import ViewProgram, Views
 
 PyTree = Any
 
-# (params, batch_stats, images[N,h,w,C] in [0,1], train, key)
+# (params, batch_stats, images[N,h,w,C] in [0,1], train, key, heads=None: names of those to go through)
 #   -> (h[N,F], {head: outputs of each of its layers, the last one is z[N,D]}), batch_stats
 Apply = Callable[..., tuple[tuple[jax.Array, dict[str, tuple[jax.Array, ...]]], PyTree]]
 
@@ -51,7 +51,7 @@ class Method(Protocol):
         """The views that the method needs of each image."""
 
     @property
-    def heads(self) -> Mapping[str, HeadSpec]:
+    def heads(self) -> Mapping[str, HeadSpec | HeadOn]:
         """The heads that the method trains on top of the backbone, by name."""
 
     def init_params(self, key: jax.Array) -> PyTree:

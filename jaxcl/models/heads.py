@@ -58,6 +58,23 @@ class HeadSpec:
                 "(uniform, by fan-in)"
             )
 
+    def width(self, h: int) -> int:
+        """D, the width of z, for an h of this width."""
+        return self.layers[-1] if self.layers and self.layers[-1] != -1 else h
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOn:
+    """A head on top of another head, whose z it reads in the place of h: a predictor.
+
+    Attributes:
+      head: name of the other head.
+      spec: what this one consists of; a width of -1 is that of the other's z.
+    """
+
+    head: str
+    spec: HeadSpec
+
 
 class Head(nn.Module):
     """The network of a `HeadSpec`.

@@ -44,7 +44,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x[N,...,C] -> dtype[N,...,C], by the running statistics.
 
-        If `train`, by the batch's own, with which it updates the running ones.
+        If `train`, by the batch's own, with which it updates the running ones. If not, and the
+        collection "moments" is mutable, it puts the mean and variance of x there.
 
         Raises:
           ValueError: N is not divisible by `groups` (in training).
@@ -64,13 +65,18 @@ class BatchNorm(nn.Module):
             factor = jax.lax.rsqrt(running_var.value + self.eps)
             factor = factor if scale is None else factor * scale
             y = (x.astype(wide) - running_mean.value) * factor
+            if self.is_mutable_collection("moments") and not self.is_initializing():
+                for name, value in zip(
+                    ("mean", "var"), group_moments(x.astype(wide), 1), strict=True
+                ):
+                    self.put_variable("moments", name, value[0])
             return (y if bias is None else y + bias).astype(self.dtype)
 
         y, mean, var = normalize(x, scale, bias, self.groups, self.eps, self.dtype)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 batch = jax.lax.stop_gradient(batch.mean(0))
-                running.value = self.momentum * running.value + (1 - self.momentum) * batch
+                running.value = moving_average(self.momentum, running.value, batch)
         return y
 
 
@@ -139,6 +145,11 @@ def _normalize_backward(
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def moving_average(momentum: float, old: jax.Array, batch: jax.Array) -> jax.Array:
+    """The running statistics after a batch."""
+    return momentum * old + (1 - momentum) * batch
 
 
 def group_moments(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ Where implementations differ, this one does the following:
   as in SimCLR v2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -202,15 +202,47 @@ class ResNet(nn.Module):
     dtype: Any
     remat: bool
 
+    @property
+    def segments(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the parts, in runs; from the third stage on each block is one by itself.
+
+        What lies between the runs is at most half as large as the activations of the first stage.
+        """
+        names = [
+            [f"stage{stage}_block{i + 1}" for i in range(count)]
+            for stage, count in enumerate(DEPTHS[self.depth][0], 1)
+        ]
+        return ("stem", *names[0], *names[1]), *((name,) for name in (*names[2], *names[3]))
+
+    def norms_in_a_row(self, names: Sequence[str]) -> int:
+        """How many BatchNorms lie behind one another in these parts.
+
+        A shortcut's does not count: it sees the block's input, as the block's first one does.
+        """
+        stem = 3 if self.stem == "resnet_d" else 1
+        bottleneck = DEPTHS[self.depth][1]
+        block = (4 if self.selective_kernels else 3) if bottleneck else 2
+        return sum(stem if name == "stem" else block for name in names)
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images x[N,H,W,C] -> h[N,F], at least float32."""
+    def __call__(self, x: jax.Array, train: bool, names: Sequence[str] | None = None) -> jax.Array:
+        """Images x[N,H,W,C] -> h[N,F], at least float32.
+
+        Args:
+          x: images; or the output of the parts before `names`.
+          train: of `BatchNorm`.
+          names: only these parts, one of `segments`; None: all.
+        """
         norm = partial(BatchNorm, self.groups, self.momentum, self.eps, dtype=self.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         blocks, bottleneck = DEPTHS[self.depth]
-        x = Stem(self.stem, self.features, norm, self.dtype, name="stem")(x, train)
+        if names is None or "stem" in names:
+            x = Stem(self.stem, self.features, norm, self.dtype, name="stem")(x, train)
         for stage, count in enumerate(blocks):
             for i in range(count):
+                name = f"stage{stage + 1}_block{i + 1}"
+                if names is not None and name not in names:
+                    continue
                 x = block(
                     self.features * 2**stage,
                     2 if stage > 0 and i == 0 else 1,
@@ -219,6 +251,8 @@ class ResNet(nn.Module):
                     self.zero_init,
                     norm,
                     self.dtype,
-                    name=f"stage{stage + 1}_block{i + 1}",
+                    name=name,
                 )(x, train)
+        if names is not None and name not in names:
+            return x
         return x.astype(jnp.promote_types(self.dtype, jnp.float32)).mean((1, 2))

@@ -17,10 +17,10 @@ POINTS = 600
 """A longer curve is averaged down to about so many points."""
 
 # Matplotlib draws with these, and they are replaced by the page's own colours, light or dark.
-_INK, _GRID = "#010203", "#040506"
-_LINES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
-_PAGE_COLOURS = {_INK: "currentColor", _GRID: "var(--grid)"} | {
-    colour: f"var(--c{number})" for number, colour in enumerate(_LINES, start=1)
+INK, GRID = "#010203", "#040506"
+LINES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+_PAGE_COLOURS = {INK: "currentColor", GRID: "var(--grid)"} | {
+    colour: f"var(--c{number})" for number, colour in enumerate(LINES, start=1)
 }
 
 
@@ -164,11 +164,11 @@ def draw(
     from matplotlib.figure import Figure
 
     fonts = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 8.5}
-    with matplotlib.rc_context({**fonts, "text.parse_math": False, "text.color": _INK}):
+    with matplotlib.rc_context({**fonts, "text.parse_math": False, "text.color": INK}):
         figure = Figure(figsize=(3.6, 2.1), layout="constrained")
         axes: Any = figure.add_subplot()
         for (name, (steps, values)), colour in zip(
-            lines.items(), _LINES * (len(lines) // len(_LINES) + 1), strict=False
+            lines.items(), LINES * (len(lines) // len(LINES) + 1), strict=False
         ):
             steps, values = _reduced(steps, np.where(np.isfinite(values), values, np.nan))
             smooth = _smoothed(values)
@@ -186,7 +186,7 @@ def draw(
                 label=_label(name),
             )
         if level is not None:
-            axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         finite = np.concatenate([v[np.isfinite(v)] for _, v in lines.values()])
         if log and (finite > 0).all():
             axes.set_yscale("log")
@@ -196,18 +196,18 @@ def draw(
             else:
                 axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("step")
-        axes.grid(color=_GRID, linewidth=0.6)
+        axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, length=0)
-        axes.xaxis.label.set_color(_INK)
+        axes.tick_params(colors=INK, length=0)
+        axes.xaxis.label.set_color(INK)
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(_GRID)
+            spine.set_color(GRID)
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=7.5, labelcolor=_INK, handlelength=1.2)
+            axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=1.2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), prefix, ", ".join(lines))
+    return inline_svg(buffer.getvalue(), prefix, ", ".join(lines))
 
 
 def _label(name: str) -> str:
@@ -239,7 +239,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray | None:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
-def _inline(document: str, prefix: str, label: str) -> str:
+def inline_svg(document: str, prefix: str, label: str) -> str:
     """From Matplotlib's SVG document to an element: ids of its own, the page's colours."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -9,7 +9,7 @@ from etils import epath
 
 from jaxcl import metrics
 from jaxcl.data import Source, fit
-from jaxcl.evaluators import Online, Row
+from jaxcl.evaluators import Online, Row, higher_is_better
 from jaxcl.report.curves import Curves
 from jaxcl.report.images import Gallery
 from jaxcl.report.maps import Map
@@ -76,7 +76,9 @@ def run_report(
         [shown.name(int(i)) for i in index[kept]],
     )
     sections: list[Section] = [
-        Results([row.as_dict() for row in rows], note=how_scored(rows)),
+        Results(
+            [row.as_dict() for row in rows if higher_is_better(row.method)], note=how_scored(rows)
+        ),
         Pairs(*augmented(source, views, config)),
         Neighbours(gallery, features, count=7, seed=config["seed"]),
         Map(gallery, features, seed=config["seed"]),

@@ -1,0 +1,122 @@
+"""Methods that learn from labels, on networks of a few thousand multiplications and on ten digits of 8x8 pixels."""
+
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_network
+from sklearn.datasets import load_digits
+
+from jaxcl import config as config_lib
+from jaxcl import mesh as mesh_lib
+from jaxcl import optim
+from jaxcl.data import LabelTree
+from jaxcl.state import make_init, make_train_step
+from jaxcl.views import Views, presets
+
+SHAPE = (8, 8, 1)
+TREE = LabelTree(("coarse", "fine"), (("a", "b"), ("c", "d", "e")))
+BATCH, VIEWS, FEATURES = 6, 2, 5
+
+
+def config(method, **changes):
+    """A config on the digits; `changes` are flattened keys."""
+    views = 1 if method == "supervised" else 2
+    c = config_lib.base(method, presets.crop_flip(8, views=views, smallest_crop=0.6))
+    c.name, c.steps, c.batch_size, c.seed = method, 6, 16, 3
+    c.data.name, c.data.image_size, c.data.channels, c.data.threads = "idx", 8, 1, 1
+    c.data.path = "unknown"
+    c.model.width, c.model.stem = 1 / 32, "cifar"
+    if "projection" in c.method:
+        c.method.projection.layers = (12, 6)
+    c.optim.name, c.optim.base_lr, c.optim.scaling = "sgd", 0.1, "none"
+    c.optim.warmup_epochs, c.optim.weight_decay = 0.0, 1e-4
+    c.run.log_every, c.run.checkpoint_every, c.run.report = 1, 2, False
+    c.mesh.compile_cache = ""
+    c.update_from_flattened_dict(changes)
+    return config_lib.from_dict(c)
+
+
+def write_digits(directory, train=200, test=80):
+    """scikit-learn's digits as IDX files."""
+    x, y = load_digits(return_X_y=True)
+    images = (x.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    for prefix, rows in (("train", slice(0, train)), ("t10k", slice(train, train + test))):
+        count = len(images[rows])
+        header = struct.pack(">BBBBIII", 0, 0, 8, 3, count, 8, 8)
+        (directory / f"{prefix}-images-idx3-ubyte").write_bytes(header + images[rows].tobytes())
+        header = struct.pack(">BBBBI", 0, 0, 8, 1, count)
+        labels = y[rows].astype(np.uint8).tobytes()
+        (directory / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels)
+    return directory
+
+
+def linear(params, batch_stats, images, train, key):
+    """A network without activation: h = x W, z = h P, logits = h C + c."""
+    h = images.reshape(len(images), -1) @ params["w"]
+    outputs = {"projection": (h @ params["p"],), "classifier": (h @ params["c"] + params["b"],)}
+    return (h, outputs), batch_stats
+
+
+def linear_params(seed, classes=3):
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (12, FEATURES), "p": (FEATURES, 4), "c": (FEATURES, classes), "b": (classes,)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    params["method"] = {
+        "kernel": rng.normal(size=(FEATURES, classes)).astype(np.float32),
+        "bias": rng.normal(size=classes).astype(np.float32),
+    }
+    return params
+
+
+def linear_views(seed, views=VIEWS):
+    images = np.random.default_rng(seed).normal(size=(BATCH, views, 2, 2, 3)).astype(np.float32)
+    return Views(images, {})
+
+
+def loss_of(method, params, labels, seed=0, views=VIEWS):
+    """`method.loss` on the linear network; labels [B,2], or [B] for the same at both levels."""
+    labels = jnp.asarray(labels, jnp.int32)
+    labels = labels if labels.ndim == 2 else jnp.stack([labels, labels], axis=1)
+    batch = {"label": labels, "index": jnp.arange(BATCH)}
+    args = (linear, params, {}, {}, batch, linear_views(seed, views), jax.random.key(0))
+    return method.loss(*args)
+
+
+def run(config, devices, steps, network=tiny_network.build):
+    """(losses, change of the parameters) after `steps` steps on random images and labels."""
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    method = config.build_method()
+    model = network(config.model, method.heads)
+    schedule = optim.make_schedule(config.optim, config.steps, 10, config.batch_size)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))["params"]
+    params["method"] = jax.eval_shape(method.init_params, jax.random.key(0))
+    tx = optim.make_optimizer(config.optim, params, schedule)
+    init = make_init(method, model, tx, SHAPE)
+    shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+    step = jax.jit(
+        make_train_step(method, model, tx, schedule),
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+    )
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+    start, found = jax.device_get(state.params), []
+    for number in range(steps):
+        rng = np.random.default_rng(number)
+        batch = {
+            "image": rng.integers(0, 256, (config.batch_size, *SHAPE), np.uint8),
+            "label": rng.integers(-1, 3, (config.batch_size, 2), np.int32),
+            "index": np.arange(config.batch_size, dtype=np.int32),
+        }
+        state, metrics = step(state, mesh_lib.to_global(mesh, batch))
+        found.append(float(metrics["loss"]))
+    return found, jax.tree.map(np.subtract, jax.device_get(state.params), start), metrics
+
+
+def distance(tree, reference):
+    """|tree - reference| / |reference| over all leaves."""
+    flat, ref = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (tree, reference)
+    )
+    return np.linalg.norm(flat - ref) / np.linalg.norm(ref)

@@ -1,0 +1,307 @@
+"""SupCon: the loss that it makes of a network's outputs, its joint probe, and its two stages."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import labelled_run
+import numpy as np
+import pytest
+import tiny_network
+from labelled_run import BATCH, TREE, config, distance, linear_params, linear_views, loss_of
+
+from jaxcl import checkpoint, data, evaluators, losses, models, probe, train
+from jaxcl import config as config_lib
+from jaxcl.data import LabelTree
+from jaxcl.methods import SimCLR, SupCon
+from jaxcl.methods.labels import LabelLevels
+from jaxcl.probe import Options
+
+LEVELS = LabelLevels(TREE.levels, (2, 3))
+LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, 2], [1, 2]])
+
+
+def supcon(**changes):
+    method = config("supcon").build_method()
+    return SupCon(method.views, features=5, labels=LEVELS, **changes)
+
+
+def embeddings(params, seed=0):
+    images = linear_views(seed).images
+    return (images.reshape(2 * BATCH, -1) @ params["w"] @ params["p"]).reshape(BATCH, 2, -1)
+
+
+def by_loops(z, labels, temperature):
+    """L_out of z[B,V,D] in float64."""
+    rows = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels, total = np.repeat(labels, z.shape[1]), 0.0
+    for i, row in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        s = rows @ row / temperature
+        push = np.log(sum(np.exp(s[j]) for j in others))
+        positives = [j for j in others if labels[j] == labels[i]]
+        total += np.mean([push - s[j] for j in positives])
+    return total / len(rows)
+
+
+def test_the_loss_is_that_of_the_projections_and_the_chosen_labels():
+    """With both repositories' scales: tau / 0.07 and tau."""
+    params = linear_params(0)
+    z = embeddings(params)
+    for settings, level, scale in (
+        ({}, 1, 1.0),
+        ({"level": "coarse", "base_temperature": 0.07}, 0, 0.1 / 0.07),
+        ({"level": "0", "base_temperature": 1.0}, 0, 0.1),
+    ):
+        out = loss_of(supcon(**settings), params, LABELS)
+        expected = by_loops(z, LABELS[:, level], 0.1) * scale
+        np.testing.assert_allclose(out.loss, expected, rtol=2e-6)
+
+
+def test_the_settings_of_the_loss_arrive():
+    params = linear_params(0)
+    z = embeddings(params)
+    modes = {"variant": "in", "denominator": "one_positive", "contrast": "one"}
+    out = loss_of(supcon(temperature=0.2, **modes), params, LABELS)
+    expected = losses.sup_con_modes(z, LABELS[:, 1], 0.2, **modes)
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+    out = loss_of(supcon(overlap=True), params, LABELS)
+    np.testing.assert_allclose(out.loss, losses.sup_con_overlap(z, LABELS), rtol=1e-6)
+    assert abs(out.loss - by_loops(z, LABELS[:, 1], 0.1)) > 1e-3
+
+
+def test_levels_by_name_and_number():
+    for level, column in (("", 1), ("fine", 1), ("coarse", 0), ("0", 0), ("-1", 1), ("-2", 0)):
+        assert LEVELS.column(level) == column
+    labels = jnp.asarray(LABELS)
+    np.testing.assert_array_equal(LEVELS.of(labels, "coarse"), LABELS[:, 0])
+    np.testing.assert_array_equal(LabelLevels().of(labels, ""), LABELS[:, 1])
+
+
+def test_without_labels_it_is_simclr():
+    params = linear_params(1)
+    simclr = SimCLR(supcon().views)
+    expected = loss_of(simclr, params, LABELS).loss
+    for labels in (np.full(BATCH, -1), np.arange(BATCH)):
+        for variant in ("out", "in"):
+            out = loss_of(supcon(variant=variant, probe=False), params, labels)
+            np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+
+
+def test_a_batch_of_one_class_is_finite():
+    method, params = supcon(), linear_params(2)
+
+    def loss(params):
+        return loss_of(method, params, np.zeros(BATCH)).loss
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    assert value > 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
+
+
+def test_equal_embeddings_give_the_trivial_loss():
+    params = linear_params(0)
+    params["w"] = np.zeros_like(params["w"])
+    params["p"] = np.zeros_like(params["p"])
+    for method in (supcon(), supcon(base_temperature=0.07, variant="in")):
+        value = loss_of(method, params, LABELS).loss
+        np.testing.assert_allclose(value, method.trivial_loss(BATCH), rtol=1e-6)
+    assert supcon(denominator="one_positive").trivial_loss(BATCH) is None
+
+
+# The joint probe
+
+
+def test_the_joint_probe_changes_nothing_but_itself():
+    """The encoder's gradient and the loss are the same bits whatever the classifier is."""
+    method = supcon()
+    step = jax.jit(jax.value_and_grad(lambda params: loss_of(method, params, LABELS).loss))
+    params = linear_params(0)
+    value, gradient = step(params)
+    other = {**params, "method": linear_params(9)["method"]}
+    other_value, other_gradient = step(other)
+    assert value == other_value
+    for name in ("w", "p"):
+        np.testing.assert_array_equal(gradient[name], other_gradient[name])
+        assert np.any(gradient[name])
+    assert distance(other_gradient["method"], gradient["method"]) > 0.1
+    # It gets the gradient of its own cross-entropy, on both views of each image.
+    h = np.asarray(linear_views(0).images.reshape(2 * BATCH, -1) @ params["w"], np.float64)
+    logits = h @ params["method"]["kernel"] + params["method"]["bias"]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(2 * BATCH), np.repeat(LABELS[:, 1], 2)] -= 1
+    np.testing.assert_allclose(gradient["method"]["kernel"], h.T @ p / 12, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient["method"]["bias"], p.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_joint_probe_is_measured():
+    params = linear_params(0)
+    out = loss_of(supcon(), params, np.where(np.arange(BATCH)[:, None] < 5, LABELS, -1))
+    h = linear_views(0).images.reshape(2 * BATCH, -1) @ params["w"]
+    logits = h @ params["method"]["kernel"] + params["method"]["bias"]
+    right = logits.argmax(1)[:10] == np.repeat(LABELS[:5, 1], 2)
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], right.mean(), rtol=1e-6)
+    assert out.metrics["probe_loss"] > 0
+    # Of five labelled images two are alone or in pairs: 1 + 0 + 1 + 1 + 1 others, over six images.
+    np.testing.assert_allclose(out.metrics["same_class"], 4 / 6, rtol=1e-6)
+    silent = loss_of(supcon(probe=False), params, LABELS)
+    assert "probe_accuracy" not in silent.metrics
+    assert supcon(probe=False).init_params(jax.random.key(0)) == {}
+    shapes = jax.tree.map(jnp.shape, supcon().init_params(jax.random.key(0)))
+    assert shapes == {"kernel": (5, 3), "bias": (3,)}
+    assert supcon(classes=7).init_params(jax.random.key(0))["bias"].shape == (7,)
+
+
+# Labels of the data
+
+
+def test_the_levels_of_the_data_are_learned_from_the_data():
+    unbound = config("supcon", **{"method.level": "coarse"})
+    bound = unbound.for_labels(TREE)
+    method = bound.build_method()
+    assert method.labels == LEVELS
+    assert method.features == 16
+    # A stored config says it all.
+    assert config_lib.from_dict(config_lib.to_dict(bound)) == bound
+    assert config_lib.from_dict(config_lib.to_dict(bound)).build_method() == method
+    assert config("simclr").for_labels(TREE) == config("simclr")
+
+
+@pytest.mark.parametrize(
+    ("changes", "tree", "message"),
+    [
+        ({}, LabelTree(), r"'supcon' learns from labels, and the training data have none: say where"),
+        ({"method.level": "genus"}, TREE, r"'genus': the data have the levels \['coarse', 'fine'\]"),
+        ({"method.level": "2"}, TREE, r"'2': the data have the levels \['coarse', 'fine'\]"),
+        ({"method.level": "-3"}, TREE, r"'-3': the data have the levels"),
+        ({"method.classes": 2}, TREE, r"method.classes=2: the data have 3 at level 'fine'"),
+        ({"method.variant": "mean"}, TREE, r"method.variant='mean': expected one of out, in"),
+        ({"method.denominator": "none"}, TREE, r"expected one of all, one_positive, only_negatives"),
+        ({"method.overlap": True, "method.contrast": "one"}, TREE, r"expected 'all' for both"),
+        ({"method.base_temperature": -1.0}, TREE, r"base_temperature=-1.0: expected"),
+        ({"method.temperature": 0.0}, TREE, r"temperature=0.0: expected a number above 0"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(changes, tree, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config("supcon", **changes).for_labels(tree)
+
+
+def test_what_is_not_known_yet_is_named():
+    unbound = config("supcon").build_method()
+    with pytest.raises(ValueError, match="number of classes is not known"):
+        unbound.init_params(jax.random.key(0))
+    with pytest.raises(ValueError, match="needs the width of h"):
+        SupCon(unbound.views, labels=LEVELS).init_params(jax.random.key(0))
+    with pytest.raises(ValueError, match="names of the label levels are not known"):
+        LabelLevels().column("fine")
+    with pytest.raises(ValueError, match="labels of 0 level"):
+        LabelLevels().of(jnp.zeros((4, 0), int), "")
+
+
+# Whole steps and whole runs, on a small network
+
+
+def test_eight_devices_give_the_same_as_one():
+    """Labels are gathered with the embeddings: positives are on other devices."""
+    made = config("supcon").for_labels(TREE)
+    alone, spread = (labelled_run.run(made, devices, 2) for devices in (1, 8))
+    np.testing.assert_allclose(spread[0], alone[0], rtol=2e-6)
+    assert distance(spread[1], alone[1]) <= 1e-5
+    assert np.any(alone[1]["method"]["kernel"])
+    assert alone[2]["same_class"] > 1
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A small network in the place of every ResNet."""
+    monkeypatch.setattr(models, "build", tiny_network.build)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return labelled_run.write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def stage_one(digits, tmp_path_factory):
+    """(config, workdir) of a whole run."""
+    workdir = tmp_path_factory.mktemp("stage one")
+    made = config(
+        "supcon",
+        **{
+            "data.path": str(digits),
+            "evaluation.gallery": "train",
+            "evaluation.validation": "test",
+            "evaluation.ks": (1, 5),
+            "mesh.compile_cache": str(tmp_path_factory.mktemp("xla")),
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", tiny_network.build)
+        result = train.train(made, str(workdir))
+    assert result["complete"]
+    assert 0 <= result["metrics"]["probe_accuracy"] <= 1
+    return made, workdir
+
+
+def leaves(root, step=6):
+    """A digest of every array of the train state."""
+    return checkpoint.read_manifest(root, step).leaves
+
+
+def test_an_interrupted_run_becomes_the_run_that_was_not(stage_one, tiny, tmp_path, monkeypatch):
+    made, workdir = stage_one
+    real = data.train_batches
+
+    def breaks(*args, **kwargs):
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 3:
+                raise OSError("gone")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "train_batches", breaks)
+        with pytest.raises(OSError, match="gone"):
+            train.train(made, str(tmp_path))
+    train.train(made, str(tmp_path))
+    assert any("params/method/kernel" in name for name in leaves(tmp_path))
+    assert leaves(tmp_path) == leaves(workdir)
+
+
+def digest(directory):
+    found = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        found.update(str(path.relative_to(directory)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def test_the_second_stage_cannot_change_the_first(stage_one, tiny, monkeypatch):
+    """Hashes of the checkpoint, and of the encoder's arrays as the classifier's training saw them."""
+    _, workdir = stage_one
+    before, seen = digest(workdir / "checkpoints"), []
+    real = evaluators.linear_sgd
+
+    def hash_of(tree):
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(tree):
+            found.update(np.asarray(leaf).tobytes())
+        return found.hexdigest()
+
+    def watched(task, network, variables, recipe):
+        first = hash_of(variables)
+        trained = real(task, network, variables, recipe)
+        assert np.any(trained.params["classifier"]["kernel"])
+        assert set(trained.params) == {"classifier"}
+        seen.append((first, hash_of(variables), hash_of(trained.variables)))
+        return trained
+
+    monkeypatch.setattr(evaluators, "linear_sgd", watched)
+    options = Options(str(workdir), evaluations=("sgd",), epochs=2, batch_size=32, baselines=False)
+    record = probe.probe(options)
+    assert len(record["rows"]) == len(seen) == 1
+    first, after, returned = seen[0]
+    assert first == after == returned
+    assert digest(workdir / "checkpoints") == before

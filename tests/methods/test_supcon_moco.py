@@ -1,0 +1,159 @@
+"""SupCon with MoCo's queue: the loss on a linear network, the labels in the queue, and whole steps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import moco_network
+import numpy as np
+import pytest
+from labelled_run import BATCH, TREE, config, linear_views
+
+from jaxcl import checkpoint, losses
+from jaxcl import config as config_lib
+from jaxcl.methods import MoCo, SupConMoCo
+from jaxcl.methods.labels import LabelLevels
+
+LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, -1], [1, 2]])
+
+
+def supcon_moco(**changes):
+    settings = {
+        "bn": "global",
+        "bn_groups": 1,
+        "levels": 2,
+        "features": 5,
+        "labels": LabelLevels(TREE.levels, (2, 3)),
+        "projection": moco_network.PROJECTION,
+        "queue_size": 10,
+        "momentum": 0.5,
+        "temperature": 0.3,
+    }
+    return SupConMoCo(config("supcon").build_method().views, **(settings | changes))
+
+
+def apply(params, stats, images, train, key, heads=None):
+    h = images.reshape(len(images), -1) @ params["backbone"]
+    return (h, {"projection": (h @ params["head_projection"],)}), stats
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_three_steps_with_labels_in_the_queue():
+    """Keys enter with their labels and are looked up with them; the key encoder follows."""
+    method = supcon_moco()
+    rng = np.random.default_rng(0)
+
+    def params():
+        return {
+            "backbone": rng.normal(size=(12, 5)).astype(np.float32),
+            "head_projection": rng.normal(size=(5, 5)).astype(np.float32),
+            "method": {"kernel": np.zeros((5, 3), np.float32), "bias": np.zeros(3, np.float32)},
+        }
+
+    now = params()
+    average = {name: now[name] for name in ("backbone", "head_projection")}
+    extra = method.init_extra(
+        {"params": jax.tree.map(jnp.asarray, now), "batch_stats": {}}, jax.random.key(0)
+    )
+    keys, key_labels = np.zeros((0, 5), np.float32), np.zeros(0, int)
+    for step in range(3):
+        labels = np.roll(LABELS, step, axis=0)
+        batch = {"label": jnp.asarray(labels, jnp.int32), "index": jnp.arange(BATCH)}
+        views = linear_views(step)
+        out = method.loss(apply, now, {}, extra, batch, views, jax.random.key(step))
+        x = views.images.reshape(BATCH, 2, -1)
+        q = x[:, 0] @ now["backbone"] @ now["head_projection"]
+        k = x[:, 1] @ average["backbone"] @ average["head_projection"]
+        queue = keys if len(keys) else np.ones((1, 5), np.float32)
+        queue_labels = key_labels if len(keys) else np.full(1, -1)
+        expected = losses.sup_con_memory(
+            q,
+            k,
+            queue,
+            labels[:, 1],
+            queue_labels,
+            0.3,
+            queue_valid=np.full(len(queue), len(keys) > 0),
+        )
+        np.testing.assert_allclose(out.loss, expected, rtol=1e-5)
+        keys = np.concatenate([keys, unit(k)])[-10:]
+        key_labels = np.concatenate([key_labels, labels[:, 1]])[-10:]
+        now = params()
+        extra = method.after_update(extra, now, out.carry, jnp.asarray(step + 1))
+        average = {name: 0.5 * average[name] + 0.5 * now[name] for name in average}
+        held = extra["queue"]
+        order = (np.arange(10) + int(held.pointer)) % 10
+        order = order[np.asarray(held.valid)[order]]
+        np.testing.assert_allclose(np.asarray(held.keys)[order], keys, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(np.asarray(held.labels)[order, 1], key_labels)
+
+
+def test_without_labels_it_is_moco():
+    shared = {"in_batch": False, "probe": False, "variant": "in"}
+    method = supcon_moco(**shared)
+    fields = {f.name for f in dataclasses.fields(MoCo)}
+    moco = MoCo(**{name: getattr(method, name) for name in fields})
+    rng = np.random.default_rng(1)
+    params = {"backbone": rng.normal(size=(12, 5)), "head_projection": rng.normal(size=(5, 5))}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    extra = moco.init_extra({"params": params, "batch_stats": {}}, jax.random.key(0))
+    unknown = jnp.full((BATCH, 2), -1)
+    batch = {"label": unknown, "index": jnp.arange(BATCH)}
+    for step in range(2):
+        key, views = jax.random.key(step), linear_views(step)
+        first = method.loss(apply, params, {}, extra, batch, views, key)
+        second = moco.loss(apply, params, {}, extra, batch, views, key)
+        np.testing.assert_allclose(first.loss, second.loss, rtol=1e-6, atol=1e-7)
+        extra = method.after_update(extra, params, first.carry, jnp.asarray(step + 1))
+    assert first.loss > 0
+
+
+def test_eight_devices_give_the_same_as_one_and_a_saved_queue_goes_on(tmp_path):
+    method = supcon_moco(
+        bn="shuffle", bn_groups=4, features=16, queue_size=37, symmetric=True, base_temperature=1.0
+    )
+    rows, last = moco_network.Run.of(method).go(4)
+    spread, far = moco_network.Run.of(method, devices=8).go(4)
+    for here, there in zip(rows, spread, strict=True):
+        np.testing.assert_allclose(there["loss"], here["loss"], rtol=1e-4)
+    np.testing.assert_allclose(spread[0]["loss"], rows[0]["loss"], rtol=2e-6)
+    np.testing.assert_array_equal(far.extra["queue"].labels, last.extra["queue"].labels)
+    assert np.any(last.params["method"]["kernel"])
+    # Saved in mid-queue, restored and continued: the same bits.
+    run = moco_network.Run.of(method)
+    _, half = run.go(2)
+    with checkpoint.Checkpoints(
+        tmp_path, config={}, content_id="x", log=lambda line: None
+    ) as saved:
+        saved.save(2, half)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), half
+        )
+        restored, step = saved.restore(abstract)
+    assert step == 2
+    _, again = dataclasses.replace(run, state=restored).go(2, first=2)
+    for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(last), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_what_does_not_fit_is_named():
+    made = config("supcon_moco", **{"model.bn_groups": 8})
+    bound = made.for_labels(TREE).for_run(100, 2).build_method()
+    assert bound.labels.classes == (2, 3)
+    assert (bound.levels, bound.features) == (2, 16)
+    np.testing.assert_allclose(
+        supcon_moco(base_temperature=0.1).trivial_loss(6), 3 * np.log(16), rtol=1e-6
+    )
+    for changes, message in (
+        ({"method.mechanism": "batch"}, "labels are kept beside the keys of a 'queue'"),
+        ({"method.variant": "mean"}, "method.variant='mean': expected out or in"),
+        ({"method.level": "genus"}, "the data have the levels"),
+        ({"method.base_temperature": -1.0}, "expected a number above 0, or 0"),
+    ):
+        with pytest.raises(config_lib.ConfigError, match=message):
+            config("supcon_moco", **{"model.bn_groups": 8, **changes}).for_labels(TREE)
