@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import struct
+import sys
 
 import jax
 import numpy as np
@@ -184,7 +185,7 @@ def test_untrained_encoder_is_the_one_that_the_run_started_from(workdir, digits,
         seen[len(seen)] = variables
         return evaluators.raw_pixels(self.batches(source))
 
-    monkeypatch.setattr(probe._Probe, "features", features)
+    monkeypatch.setattr(probe.Networks, "features", features)
     probe.probe(Options(str(workdir), evaluations=("knn",)))
     config = make_config(digits)
     started = make_state(config, config.seed).params["backbone"]
@@ -217,6 +218,65 @@ def test_sgd_and_finetuning_with_few_labels_and_the_control(workdir, capsys):
     assert (tuned["batch_size"], probed["steps"], tuned["steps"], control["steps"]) == (64, 3, 3, 6)
     assert "50% of the labels" in capsys.readouterr().out
     assert digest(workdir / "checkpoints") == before
+
+
+def test_other_evaluators_of_frozen_features(workdir, digits, capsys, monkeypatch):
+    some = {k: evaluators.CORRUPTIONS[k] for k in ("impulse_noise", "contrast")}
+    monkeypatch.setattr(sys.modules["jaxcl.evaluators.corruption"], "CORRUPTIONS", some)
+    record = probe.probe(
+        Options(
+            str(workdir),
+            evaluations=("retrieval", "rotation", "corruption"),
+        )
+    )
+    rows = {(r["features"], r["method"], r["level"]): r for r in record["rows"]}
+    assert len(rows) == len(record["rows"])
+    config = make_config(digits)
+    test = data.load(config.data, "test")
+    pixels = evaluators.raw_pixels(data.eval_batches(test, 50, config.data))
+    found = evaluators.retrieval(pixels)
+    for k in (1, 10):
+        assert rows["raw pixels", f"retrieval/recall@{k}", "label"]["accuracy"] == found.recall[k]
+    turns = rows["raw pixels", "rotation/accuracy", "all"]
+    assert turns["queries"] == 4 * TEST
+    assert turns["settings"]["trained_on"] == 4 * TRAIN
+    assert turns["accuracy"] > 0.7
+    for name in ("raw pixels", "untrained encoder", "trained encoder"):
+        clean = rows[name, "corruption/clean", "label"]["accuracy"]
+        assert clean > rows[name, "corruption/mean", "label"]["accuracy"] > 0.1
+        details = record["details"][f"{name}/corruption/label"][0]
+        assert len(details["severities"]["contrast"]) == 5
+    assert "method" in capsys.readouterr().out  # many numbers: the table is turned
+    other = probe.probe(
+        Options(
+            str(workdir),
+            evaluations=("retrieval", "factor"),
+            factors=("flip.on",),
+            gallery="train",
+            baselines=False,
+        )
+    )
+    assert other["rows"][0]["settings"]["gallery"] == TRAIN
+    assert other["splits"]["gallery"] == "train"
+    assert other["rows"][-1]["method"] == "factor/flip.on"
+    assert other["rows"][-1]["settings"]["chance"] < 0.6
+
+
+def test_unseen_classes_are_scored_besides(workdir, capsys):
+    options = Options(
+        str(workdir), evaluations=("knn", "retrieval"), unseen="train", baselines=False
+    )
+    alone = probe.probe(options)
+    methods = {r["method"] for r in alone["rows"]}
+    assert {"knn", "retrieval/recall@1", "unseen/retrieval/recall@1"} <= methods
+    assert "unseen/knn" not in methods
+    both = probe.probe(dataclasses.replace(options, unseen_train="test"))
+    rows = {r["method"]: r for r in both["rows"]}
+    assert rows["unseen/knn"]["queries"] == TRAIN
+    assert rows["unseen/knn"]["settings"]["gallery"] == TEST
+    assert rows["knn"]["queries"] == TEST
+    assert both["unseen"]["splits"]["last"] == "test"
+    assert "unseen classes, 'train'" in capsys.readouterr().out
 
 
 def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
@@ -328,6 +388,10 @@ def test_splits_of_the_run_and_of_the_command_line(digits):
 def test_errors(workdir, tmp_path):
     for bad, text in (
         ({"evaluations": ("knn", "nn")}, "--eval=knn,nn"),
+        ({"evaluations": ("retreival",)}, "did you mean 'retrieval'"),
+        ({"evaluations": ()}, "--eval=: expected some of"),
+        ({"evaluations": ("factor",)}, "go together"),
+        ({"evaluations": ("factor",), "factors": ("hue",)}, "expected OP.PARAMETER"),
         ({"labels": (0.1, 2.0)}, "--labels"),
         ({"step": "last"}, "--step=last"),
         ({"recipe": "v3"}, "--recipe=v3"),

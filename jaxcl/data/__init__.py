@@ -2,13 +2,14 @@
 
 from jaxcl.data.arrays import ArraySource
 from jaxcl.data.base import BadExample, Example, Source
-from jaxcl.data.config import DataConfig
+from jaxcl.data.config import DataConfig, parse_source
 from jaxcl.data.decode import decode, fit
 from jaxcl.data.emoji import EmojiSource
 from jaxcl.data.folder import FolderSource
 from jaxcl.data.host_crop import HostCrop
 from jaxcl.data.idx import load_idx
 from jaxcl.data.labels import LabelTree
+from jaxcl.data.paths import by_path
 from jaxcl.data.pipeline import (
     Batch,
     arrays,
@@ -20,6 +21,7 @@ from jaxcl.data.pipeline import (
 from jaxcl.data.records import RecordsSource, write_records
 from jaxcl.data.samplers import Sampler, Uniform
 from jaxcl.data.sources import load
+from jaxcl.data.split_file import SplitFile
 from jaxcl.data.subset import Subset, class_balanced_subset, subset
 from jaxcl.data.table import TableSource
 from jaxcl.data.tfds import TfdsSource
@@ -37,11 +39,13 @@ __all__ = [
     "RecordsSource",
     "Sampler",
     "Source",
+    "SplitFile",
     "Subset",
     "TableSource",
     "TfdsSource",
     "Uniform",
     "arrays",
+    "by_path",
     "class_balanced_subset",
     "count_skipped",
     "decode",
@@ -50,6 +54,7 @@ __all__ = [
     "image_shape",
     "load",
     "load_idx",
+    "parse_source",
     "subset",
     "train_batches",
     "write_records",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from jaxcl.data.idx import CLASS_NAMES
 
@@ -28,6 +29,8 @@ class DataConfig:
         table without splits leave it empty: "train" is then all of it.
       holdout: share of the examples of "train", chosen by a digest of their names, that become
         "val" instead; "seen" is then both. 0 leaves the splits as the source has them.
+      split_file: a file that divides the classes into seen and unseen ones, made by
+        `python -m jaxcl.data.splits`; the splits are then its own. "" for none.
       labels: for "folder": "none", "parent" (the name of the folder that holds the image) or
         "path" (every folder between `path` and the image is a level, coarse to fine).
       image_key: for "table" the column with the file name ("" means "path"); for "tfds" the image
@@ -53,6 +56,7 @@ class DataConfig:
     dataset: str = ""
     splits: dict[str, str] = dataclasses.field(default_factory=dict)
     holdout: float = 0.0
+    split_file: str = ""
     labels: str = "parent"
     image_key: str = ""
     label_keys: tuple[str, ...] = ()
@@ -91,6 +95,11 @@ class DataConfig:
             raise ValueError(f"data.holdout={self.holdout}: expected a share in [0, 1)")
         if self.holdout and self.name == "emoji":
             raise ValueError(f"data.holdout={self.holdout}: the emoji set has a fixed split 'val'")
+        if self.holdout and self.split_file:
+            raise ValueError(
+                f"data.holdout={self.holdout} and data.split_file={self.split_file!r}: the file has a "
+                "split 'val' of its own; set holdout to 0"
+            )
         if self.name == "noise" and not self.image_size:
             raise ValueError("data.image_size=0: expected the size of the noise, 1 or more")
         if self.name in ("folder", "table", "idx", "records") and not self.path:
@@ -102,3 +111,14 @@ class DataConfig:
             )
         if self.name == "tfds" and not self.dataset:
             raise ValueError("data.dataset is empty: name the TensorFlow data set")
+
+
+def parse_source(text: str) -> dict[str, Any]:
+    """ "folder:/path" or "tfds:cifar10@/dir" -> fields of DataConfig."""
+    kind, _, rest = text.partition(":")
+    if kind == "tfds":
+        name, _, directory = rest.partition("@")
+        return {"name": kind, "dataset": name, "path": directory}
+    if kind == "fashion_mnist":
+        return {"name": "idx", "dataset": kind, "path": rest}
+    return {"name": kind, "path": rest}

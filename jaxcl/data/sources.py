@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcl.data import emoji, folder, idx, noise, records, table
+from jaxcl.data import emoji, folder, idx, noise, records, split_file, table
 from jaxcl.data.base import Source
 from jaxcl.data.config import DataConfig
 from jaxcl.data.labels import LabelTree
@@ -20,11 +20,14 @@ def load(config: DataConfig, split: str) -> Source:
 
     Args:
       config: the data settings.
-      split: "train", "val", "test", or what else the source has.
+      split: "train", "val", "test", or what else the source, or its split file, has.
 
     Raises:
       ValueError: the data are missing or malformed, or have no such split.
     """
+    if config.split_file:
+        file = split_file.read(config.split_file)
+        return file.load(lambda name: _OPEN[config.name](config, name), split)
     if not config.holdout or split not in ("train", "val", "seen"):
         return _OPEN[config.name](config, split)
     whole = _OPEN[config.name](config, "train")

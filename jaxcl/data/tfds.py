@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
+from etils import epath
 
 from jaxcl.data.base import BadExample, Described, Example
 from jaxcl.data.decode import MAX_PIXELS, decode
 from jaxcl.data.labels import Labels, LabelTree
+
+KEPT_FROM = 10_000
+"""Records from which on their labels are kept in a file; fewer are read in a moment."""
+
+READ_AT_ONCE = 1024
+"""Records that are read together when all labels are needed."""
 
 
 class TfdsSource(Described):
@@ -89,6 +99,7 @@ class TfdsSource(Described):
             self._label_keys, tuple(tuple(features[key].names) for key in label_keys), unique
         )
         self.content_id = _content_id(builder.info, split, (image_key, *label_keys))
+        self._place = epath.Path(builder.data_dir)
         self._channels = channels
         self._max_pixels = max_pixels
 
@@ -103,10 +114,46 @@ class TfdsSource(Described):
 
     @functools.cached_property
     def labels(self) -> Labels:
-        """All labels i32[N, L]. The first use reads every record once, without decoding images."""
+        """All labels i32[N, L].
+
+        The first use reads every record once, without decoding images. Those of a large split are
+        then kept in a file beside the data, under its content id, and read from there.
+        """
         if not self._label_keys:
             return np.full((len(self), 0), -1, np.int32)
-        return self.tree.check(np.stack([self._label(self._record(i)) for i in range(len(self))]))
+        if len(self) < KEPT_FROM:
+            return self.tree.check(self._read_labels())
+        kept = self._place / f"labels-{self.content_id}.npy"
+        labels = self._kept_labels(kept)
+        if labels is None:
+            logging.info("%s: reading the labels of %d records", self._full_name, len(self))
+            labels = self.tree.check(self._read_labels())
+            _keep(kept, labels)
+        return labels
+
+    def _read_labels(self) -> Labels:
+        labels = np.empty((len(self), len(self._label_keys)), np.int32)
+        for start in range(0, len(self), READ_AT_ONCE):
+            rows = range(start, min(start + READ_AT_ONCE, len(self)))
+            try:
+                records = self._records.__getitems__(rows)
+            except (ValueError, RuntimeError, OSError):
+                records = [self._record(i) for i in rows]  # which names the one that is unreadable
+            labels[rows.start : rows.stop] = [self._label(record) for record in records]
+        return labels
+
+    def _kept_labels(self, kept: epath.Path) -> Labels | None:
+        """Labels of an earlier use; None if there are none, or no such ones."""
+        try:
+            labels = np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False)
+            if len(labels) != len(self):
+                raise ValueError(f"{len(labels)} labels of {len(self)} records")
+            return self.tree.check(labels)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, EOFError) as error:
+            logging.warning("%s is not used, the labels are read anew: %s", kept, error)
+            return None
 
     def name(self, index: int) -> str:
         """Data set, split and number."""
@@ -127,3 +174,15 @@ def _content_id(info: Any, split: str, keys: tuple[str, ...]) -> str:
     shards = [(name, s.num_bytes, list(s.shard_lengths)) for name, s in sorted(info.splits.items())]
     facts = (info.full_name, split, keys, repr(info.features), shards)
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def _keep(path: epath.Path, labels: Labels) -> None:
+    """Writes labels for the next use, whole or not at all; says so if it cannot."""
+    text = io.BytesIO()
+    np.save(text, labels, allow_pickle=False)
+    new = path.parent / f"{path.name}.{os.getpid()}"
+    try:
+        new.write_bytes(text.getvalue())
+        new.replace(path)
+    except OSError as error:
+        logging.warning("the labels cannot be kept for the next use: %s", error)

@@ -7,7 +7,8 @@ pixels are scored by the same code on the same examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,14 @@ Batches = Iterable[Mapping[str, np.ndarray]]
 
 Extractor = Callable[[Any, Batches], "Features"]
 """(variables, batches) -> features of all the examples of the batches, in their order."""
+
+Alter = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+"""(images f[b,H,W,C] in [0,1], index i32[b]) -> (images of the same shape, labels i32[b,L] to take
+the place of the batch's, or None). A pure function: an example is altered alike in every batch."""
+
+
+class NothingToScore(ValueError):
+    """The data do not have what an evaluator asks about; the text says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,24 @@ def shared_levels(names: Sequence[str], gallery: np.ndarray, queries: np.ndarray
     return shared
 
 
+def comparable_levels(names: Sequence[str], labels: np.ndarray) -> dict[str, int]:
+    """The levels at which examples can be compared among themselves: name -> column.
+
+    At such a level there are two classes or more, and one of them at least has two examples.
+
+    Args:
+        names: of the levels.
+        labels: i32[N, L].
+    """
+    comparable = {}
+    for level, name in enumerate(names):
+        classes = Classes.of(labels, level)
+        numbers = classes.number(labels)
+        if len(classes) > 1 and np.bincount(numbers[numbers >= 0]).max() > 1:
+            comparable[name] = level
+    return comparable
+
+
 def score(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int, int]:
     """(accuracy, examples scored, examples without a label, examples of an unseen class).
 
@@ -212,7 +239,29 @@ def make_extractor(
 
 def raw_pixels(batches: Batches, view: Callable[[jax.Array], jax.Array] | None = None) -> Features:
     """The pixels themselves as features: the floor under every encoder."""
-    return make_extractor(lambda _, images: images.reshape(len(images), -1), view)(None, batches)
+    return _pixels(view)(None, batches)
+
+
+@functools.lru_cache(maxsize=4)
+def _pixels(view: Callable[[jax.Array], jax.Array] | None) -> Extractor:
+    return make_extractor(lambda _, images: images.reshape(len(images), -1), view)
+
+
+def altered(batches: Batches, alter: Alter) -> Iterator[dict[str, np.ndarray]]:
+    """The same batches with altered images, for the same extractor.
+
+    Images of 8 bits stay such (rounded): what is altered is the image, as if it had been stored so.
+
+    Args:
+        batches: with "index" i32[b].
+        alter: what to do; best compiled.
+    """
+    for batch in batches:
+        images, labels = alter(as_float(batch["image"]), jnp.asarray(batch["index"]))
+        if batch["image"].dtype == np.uint8:
+            images = jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+        label = batch["label"] if labels is None else np.asarray(labels)
+        yield {**batch, "image": np.asarray(images), "label": label}
 
 
 def _place(images: np.ndarray, sharding: NamedSharding | None) -> jax.Array:

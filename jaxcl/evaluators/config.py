@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxcl.evaluators.extra import EXTRA, check_names
+from jaxcl.views import OPS
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
@@ -19,9 +22,21 @@ class EvalConfig:
         images have in common.
       ks: numbers of neighbours to choose from.
       temperature: of the weighted vote exp(s / T) of kNN.
+      image_size: side in pixels of the images that the encoder is given; 0 is that of the
+        training's views.
       batch_size: images at once when features are extracted.
       linear: also a linear probe (L-BFGS) in the table at the end.
       baselines: also raw pixels and the untrained encoder in the table at the end.
+      extra: other evaluators for the table at the end, some of `EXTRA`.
+      extra_levels: label levels of retrieval, clustering, hierarchy and few-shot; () for all at which
+        test images can be compared, whether or not training has seen their classes.
+      factors: what the evaluator "factor" predicts, "OP.PARAMETER"; see `factor_of`.
+      retrieval_gallery: split that is searched by retrieval; "" for the test images themselves, each
+        without the query.
+      unseen: split of classes that training has not seen, for a second set of rows, whose methods
+        begin with "unseen/"; "" for none.
+      unseen_gallery: split with labelled images of the same classes to learn them from; "" for no
+        classification of unseen classes.
     """
 
     every: int = 0
@@ -32,9 +47,16 @@ class EvalConfig:
     levels: tuple[str, ...] = ()
     ks: tuple[int, ...] = (1, 3, 5, 10, 20, 50, 200)
     temperature: float = 0.1
+    image_size: int = 0
     batch_size: int = 256
     linear: bool = True
     baselines: bool = True
+    extra: tuple[str, ...] = ()
+    extra_levels: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+    retrieval_gallery: str = ""
+    unseen: str = ""
+    unseen_gallery: str = ""
 
     def __post_init__(self) -> None:
         if self.every and not (self.gallery and self.validation):
@@ -49,8 +71,36 @@ class EvalConfig:
             )
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks={self.ks}: expected numbers of neighbours of 1 or more")
+        if self.image_size < 0:
+            raise ValueError(f"image_size={self.image_size}: expected 0 (as the views) or above")
         if self.temperature <= 0 or self.batch_size < 1:
             raise ValueError(
                 f"temperature={self.temperature}, batch_size={self.batch_size}: "
                 "expected numbers above 0"
             )
+        check_names(self.extra, EXTRA, "extra")
+        check_factors(self.factors)
+        if ("factor" in self.extra) != bool(self.factors):
+            raise ValueError(
+                f"extra={self.extra}, factors={self.factors}: name factors, and 'factor' in extra, or "
+                "neither"
+            )
+        if self.unseen and not self.test:
+            raise ValueError(
+                f"unseen={self.unseen!r}: its rows stand in the table of test; name test"
+            )
+        if self.unseen_gallery and not self.unseen:
+            raise ValueError(f"unseen_gallery={self.unseen_gallery!r}: name unseen too")
+
+
+def check_factors(factors: tuple[str, ...]) -> None:
+    """Checks the form of "OP.PARAMETER", before there are devices.
+
+    Raises:
+      ValueError: another form, or an unknown op, with the nearest name.
+    """
+    for factor in factors:
+        op, _, parameter = factor.partition(".")
+        if not parameter:
+            raise ValueError(f"factors={factor!r}: expected OP.PARAMETER, as in jitter.hue")
+        check_names((op,), tuple(OPS), f"factors={factor!r}: op")

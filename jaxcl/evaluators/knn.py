@@ -202,15 +202,9 @@ def neighbours(
     Raises:
         ValueError: unknown metric, widths that differ, k out of range, a value that is not finite.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric={metric!r}: expected one of {', '.join(METRICS)}")
-    if gallery.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"gallery features have width {gallery.shape[1]}, queries {queries.shape[1]}"
-        )
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k={k}: expected 1 <= k <= {len(gallery)}, the size of the gallery")
-    gallery, queries = _prepare(gallery, queries, metric)
+    gallery, queries = prepare(gallery, queries, metric)
     euclidean = metric == "euclidean"
     found = []
     for rows in _chunks(len(queries), 1024):
@@ -226,24 +220,39 @@ def neighbours(
     return similarity, index
 
 
-def _prepare(
-    gallery: np.ndarray, queries: np.ndarray, metric: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides such that similarity is an inner product, or a distance free of cancellation."""
+def prepare(gallery: np.ndarray, queries: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides f32 such that similarity is an inner product, or a distance free of cancellation.
+
+    Raises:
+        ValueError: unknown metric, widths that differ, a value that is not finite.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r}: expected one of {', '.join(METRICS)}")
+    if gallery.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"gallery features have width {gallery.shape[1]}, queries {queries.shape[1]}"
+        )
     for side, values in (("gallery", gallery), ("queries", queries)):
         if not np.isfinite(values).all():
             rows = (~np.isfinite(values)).any(1).sum()
             raise ValueError(f"{side}: {rows} of {len(values)} feature rows are not finite")
-    if metric != "cosine":
-        # Distances do not depend on the origin; near the mean |a|^2 + |b|^2 - 2ab loses least.
-        mean = gallery.mean(0, dtype=np.float64)
-        gallery, queries = gallery - mean, queries - mean
-    if metric != "euclidean":
-        gallery, queries = (
-            x / np.maximum(np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True), 1e-12)
-            for x in (gallery, queries)
-        )
-    return gallery.astype(np.float32), queries.astype(np.float32)
+    # Distances do not depend on the origin; near the mean |a|^2 + |b|^2 - 2ab loses least.
+    mean = gallery.mean(0, dtype=np.float64) if metric != "cosine" else None
+    unit = metric != "euclidean"
+    return _moved(gallery, mean, unit), _moved(queries, mean, unit)
+
+
+def _moved(x: np.ndarray, mean: np.ndarray | None, unit: bool) -> np.ndarray:
+    """f32 rows of x less the mean, of length 1 if `unit`; computed in float64, some rows at a time."""
+    moved = np.empty(x.shape, np.float32)
+    for rows in _chunks(len(x), 65536):
+        part = x[rows].astype(np.float64)
+        if mean is not None:
+            part -= mean
+        if unit:
+            part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        moved[rows] = part
+    return moved
 
 
 @functools.partial(jax.jit, static_argnames="euclidean")

@@ -63,6 +63,11 @@ class Layer:
         Raises:
           ValueError: the head has fewer layers.
         """
+        below = dict(model.inputs).get(self.head)
+        if below is not None:
+            raise ValueError(
+                f"head {self.head!r} stands on head {below!r} and is no layer of its own to probe; name z:{below}"
+            )
         heads = tuple((name, head) for name, head in model.heads if name == self.head)
         for name, head in heads:
             if self.number > max(1, len(head.spec.layers)):

@@ -240,12 +240,9 @@ def linear_probe(
         ValueError: as `logistic_regression`; no labelled example to validate or to test on.
     """
     last = train.join(validation) if refit is None else refit
-    rows = max(len(train), len(last))
-    settings = (standardise, max_iterations, tolerance, rows)
-    path = logistic_path(train, level, l2s, *settings)
-    chosen = {l2: m.accuracy(validation)[0] for l2, m in zip(l2s, path, strict=True)}
-    l2 = max(chosen, key=lambda l2: (chosen[l2], l2))
-    (model,) = logistic_path(last, level, (l2,), *settings)
+    model, l2, chosen = chosen_model(
+        train, validation, last, level, l2s, standardise, max_iterations, tolerance
+    )
     accuracy, queries, unlabelled, unseen = model.accuracy(test)
     train_accuracy, trained_on, _, _ = model.accuracy(last)
     return LinearResult(
@@ -260,6 +257,32 @@ def linear_probe(
         iterations=model.iterations,
         converged=model.converged,
     )
+
+
+def chosen_model(
+    train: Features,
+    validation: Features,
+    last: Features,
+    level: int = -1,
+    l2s: Sequence[float] = SHORT_GRID,
+    standardise: bool = True,
+    max_iterations: int = 500,
+    tolerance: float = 1e-4,
+) -> tuple[LogisticModel, float, dict[float, float]]:
+    """The model of `linear_probe`: l2 chosen on `validation`, fitted on `last`.
+
+    Returns:
+        (model, its l2, l2 -> accuracy on the validation examples).
+
+    Raises:
+        ValueError: as `linear_probe`.
+    """
+    settings = (standardise, max_iterations, tolerance, max(len(train), len(last)))
+    path = logistic_path(train, level, l2s, *settings)
+    chosen = {l2: m.accuracy(validation)[0] for l2, m in zip(l2s, path, strict=True)}
+    l2 = max(chosen, key=lambda l2: (chosen[l2], l2))
+    (model,) = logistic_path(last, level, (l2,), *settings)
+    return model, l2, chosen
 
 
 def _principal(inputs: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,8 +12,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcl import data
 from jaxcl.data import DataConfig, Source
-from jaxcl.evaluators.base import Features, make_extractor, raw_pixels, shared_levels
+from jaxcl.evaluators.base import (
+    Alter,
+    Batches,
+    Features,
+    altered,
+    make_extractor,
+    raw_pixels,
+    shared_levels,
+)
 from jaxcl.evaluators.config import EvalConfig
+from jaxcl.evaluators.extra import Subject
 from jaxcl.evaluators.knn import knn, knn_selected
 from jaxcl.evaluators.linear import linear_probe
 from jaxcl.evaluators.rank import effective_rank
@@ -68,6 +78,9 @@ class Online:
             self._view,
             NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
         )
+        self._tree = self.source(config.gallery).tree
+        for name in config.extra_levels:
+            self._tree.level(name)
         self.levels = self._choose_levels()
         size_of_gallery = len(self.source(config.gallery))
         if large := [k for k in config.ks if k > size_of_gallery]:
@@ -109,46 +122,104 @@ class Online:
           networks: name of the row -> variables {"params", "batch_stats"}, or None for raw pixels.
 
         Returns:
-          rows by network, method (kNN, linear) and level; none where there are no levels.
+          rows by network, method (kNN, linear, the extra evaluators) and level; the same of unseen
+          classes, if there is a split of such; none where there are no levels.
         """
-        if not self.levels:
-            return []
         config = self.config
+        if not self.levels and not config.extra:
+            return []
         rows = []
         for name, variables in networks.items():
-            gallery, validation, test, test_gallery = (
-                self.features(variables, split)
-                for split in (
-                    config.gallery,
-                    config.validation,
-                    config.test,
-                    config.test_gallery or config.gallery,
-                )
-            )
-            for level_name, level in self.levels.items():
-                nearest = knn_selected(
-                    gallery,
-                    validation,
-                    test,
-                    level,
-                    config.ks,
-                    config.temperature,
-                    METRICS,
-                    test_gallery,
-                )
-                rows.append(Row.of(name, level_name, nearest))
-                if config.linear:
-                    linear = linear_probe(gallery, validation, test, level, refit=test_gallery)
-                    rows.append(Row.of(name, level_name, linear))
+            train = self.features(variables, config.gallery)
+            validation = self.features(variables, config.validation)
+            parts = {"": (config.test, config.test_gallery or config.gallery)}
+            if config.unseen:
+                parts["unseen/"] = (config.unseen, config.unseen_gallery)
+            for prefix, (test, last) in parts.items():
+                subject = self._subject(name, variables, train, validation, test, last)
+                found = self._classified(subject) + subject.rows(config.extra)[0]
+                rows += [dataclasses.replace(r, method=prefix + r.method) for r in found]
         return rows
 
-    def features(self, variables: Any | None, split: str) -> Features:
-        """Features of a split: h of a network's {"params", "batch_stats"}, or None's raw pixels."""
-        if variables is None:
-            return raw_pixels(self.batches(split))  # at full size: the strongest baseline
-        return self._extract(
-            _backbone(variables["params"], variables["batch_stats"]), self.batches(split)
+    def _classified(self, subject: Subject) -> list[Row]:
+        """The rows of kNN and the linear probe."""
+        config = self.config
+        train, validation, last, test = (
+            subject.train,
+            subject.validation,
+            subject.last,
+            subject.test,
         )
+        rows = []
+        for name, level in subject.classify.items():
+            nearest = knn_selected(
+                train, validation, test, level, config.ks, config.temperature, METRICS, last
+            )
+            rows.append(Row.of(subject.name, name, nearest))
+            if config.linear:
+                linear = linear_probe(train, validation, test, level, refit=last)
+                rows.append(Row.of(subject.name, name, linear))
+        return rows
+
+    def _subject(
+        self,
+        name: str,
+        variables: Any | None,
+        train: Features,
+        validation: Features,
+        test_split: str,
+        last_split: str,
+    ) -> Subject:
+        """One network and the splits of its rows; without a `last_split` nothing is classified."""
+        config = self.config
+        levels = self.levels if last_split else {}
+        splits = {
+            "train": config.gallery,
+            "validation": config.validation,
+            "last": last_split or config.gallery,
+            "test": test_split,
+        }
+        last, test = (self.features(variables, splits[part]) for part in ("last", "test"))
+        if test_split == config.unseen:
+            shared = shared_levels(self._tree.levels, last.labels, test.labels)
+            levels = {n: level for n, level in levels.items() if n in shared}
+        return Subject(
+            name,
+            self._tree.levels,
+            train,
+            validation,
+            last,
+            test,
+            self._searched(variables, test_split),
+            lambda parts, alter: [self.features(variables, splits[p], alter) for p in parts],
+            data.image_shape(self.source(test_split), self._data_config),
+            levels,
+            config.extra_levels,
+            config.factors,
+            say=_log.warning,
+        )
+
+    def _searched(self, variables: Any | None, test_split: str) -> Features | None:
+        """The gallery of retrieval; of unseen classes there are no others than the test images."""
+        split = self.config.retrieval_gallery
+        if not split or test_split == self.config.unseen:
+            return None
+        return self.features(variables, split)
+
+    def features(self, variables: Any | None, split: str, alter: Alter | None = None) -> Features:
+        """Features of a split: h of a network's {"params", "batch_stats"}, or None's raw pixels.
+
+        Args:
+          variables: of the network, or None.
+          split: name of the split.
+          alter: a change of its images.
+        """
+        batches: Batches = self.batches(split)
+        if alter is not None:
+            batches = altered(batches, alter)
+        if variables is None:
+            return raw_pixels(batches)  # at full size: the strongest baseline
+        return self._extract(_backbone(variables["params"], variables["batch_stats"]), batches)
 
     def batches(self, split: str) -> Iterator[data.Batch]:
         """The images of a split as they come to the evaluator; skipped ones are logged."""
@@ -167,7 +238,7 @@ class Online:
         gallery, validation = (
             self.source(split) for split in (self.config.gallery, self.config.validation)
         )
-        tree = gallery.tree
+        tree = self._tree
         if self.config.levels:
             return {name: tree.level(name) for name in self.config.levels}
         shared = shared_levels(tree.levels, gallery.labels, validation.labels)

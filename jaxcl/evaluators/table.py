@@ -1,4 +1,8 @@
-"""Results as rows: for JSON, for a terminal, and for a report."""
+"""Results as rows: for JSON, for a terminal, and for a report.
+
+The name of a number is its method and its level, "knn/category" or "retrieval/recall@1/category"; what
+is not about a level has the level "all".
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,12 @@ from jaxcl.evaluators.classify import ClassifierResult
 from jaxcl.evaluators.knn import SelectedKnn
 from jaxcl.evaluators.linear import LinearResult
 
+WIDEST = 8
+"""Columns of a table whose lines are networks; with more numbers the lines are the numbers."""
+
+LOWER_IS_BETTER = ("hierarchy/distance", "hierarchy/violations")
+"""Ends of the methods whose numbers are distances or faults."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -21,9 +31,11 @@ class Row:
       features: what was evaluated ("trained encoder", "raw pixels", ...).
       method: how ("knn", "linear", ...).
       level: label level.
-      accuracy: fraction of the queries given their class.
+      accuracy: fraction of the queries given their class; for other methods their number, a
+        fraction too.
       queries: how many were scored.
-      settings: those that were chosen or that matter, by name.
+      settings: those that were chosen or that matter, by name. "interval" is half the width of the
+        95 % interval of the number, "std" its standard deviation over seeds.
     """
 
     features: str
@@ -84,16 +96,21 @@ def scalars(rows: Sequence[Row], prefix: str = "") -> dict[str, float]:
     return {f"{prefix}{r.features}/{r.method}/{r.level}": r.accuracy for r in rows}
 
 
+def higher_is_better(method: str) -> bool:
+    """Whether a higher number of this method is the better one."""
+    return not method.endswith(LOWER_IS_BETTER)
+
+
 def table(rows: Sequence[Row], title: str = "") -> Table:
     """A table for the terminal: a line for each set of features, a column a method and level.
 
-    The best number of each column is bold; a missing one is a dash. Under the title stands the
-    number of queries of each level.
+    With more than `WIDEST` methods and levels it is turned: a line for each of them. The best
+    number of each is bold; a missing one is a dash. Under the title stands the number of queries of
+    each level.
     """
     columns = list(dict.fromkeys((r.method, r.level) for r in rows))
     names = list(dict.fromkeys(r.features for r in rows))
-    cells = {(r.features, r.method, r.level): r.accuracy for r in rows}
-    best = {c: max(v for (_, *key), v in cells.items() if tuple(key) == c) for c in columns}
+    cells = {(r.features, r.method, r.level): r for r in rows}
     queries: dict[str, set[int]] = {}
     for row in rows:
         queries.setdefault(row.level, set()).add(row.queries)
@@ -101,17 +118,37 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
         f"{level}: {' or '.join(map(str, sorted(n)))} queries" for level, n in queries.items()
     )
     made = Table(title=title or None, caption=counts or None)
-    made.add_column("features")
-    for method, level in columns:
-        made.add_column(f"{method}\n{level}", justify="right")
+    texts = {
+        (name, *column): _text(cells.get((name, *column)), _best(rows, *column))
+        for column in columns
+        for name in names
+    }
+    if len(columns) <= WIDEST:
+        made.add_column("features")
+        for method, level in columns:
+            made.add_column(f"{method}\n{level}", justify="right")
+        for name in names:
+            made.add_row(name, *(texts[name, *column] for column in columns))
+        return made
+    made.add_column("method")
+    made.add_column("level")
     for name in names:
-        line = []
-        for column in columns:
-            value = cells.get((name, *column))
-            if value is None:
-                line.append("-")
-            else:
-                text = f"{100 * value:.1f}"
-                line.append(f"[bold]{text}[/bold]" if value == best[column] else text)
-        made.add_row(name, *line)
+        made.add_column(name, justify="right")
+    for column in columns:
+        made.add_row(*column, *(texts[name, *column] for name in names))
     return made
+
+
+def _best(rows: Sequence[Row], method: str, level: str) -> float:
+    values = [r.accuracy for r in rows if (r.method, r.level) == (method, level)]
+    return max(values) if higher_is_better(method) else min(values)
+
+
+def _text(row: Row | None, best: float) -> str:
+    if row is None:
+        return "-"
+    text = f"{100 * row.accuracy:.1f}"
+    spread = row.settings.get("interval", row.settings.get("std"))
+    if spread is not None:
+        text += f" ± {100 * spread:.1f}"
+    return f"[bold]{text}[/bold]" if row.accuracy == best else text

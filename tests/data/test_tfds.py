@@ -1,10 +1,11 @@
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from jaxcl.data import BadExample, TfdsSource
+from jaxcl.data import BadExample, TfdsSource, tfds
 
 
 def test_reads_a_prepared_data_set(tfds_dir):
@@ -61,6 +62,45 @@ def test_content_id_is_stable_and_of_the_split(tfds_dir):
 def test_clear_errors(tfds_dir, dataset, split, options, message):
     with pytest.raises(ValueError, match=message):
         TfdsSource(dataset, split, tfds_dir, **options)
+
+
+def test_labels_of_a_large_split_are_kept_beside_the_data(tfds_dir, tmp_path, monkeypatch):
+    expected = TfdsSource("tiny_shapes", "train", tfds_dir).labels
+    place = shutil.copytree(tfds_dir, tmp_path / "tfds")
+    monkeypatch.setattr(tfds, "KEPT_FROM", 18)
+    monkeypatch.setattr(tfds, "READ_AT_ONCE", 7)
+
+    def source(split="train"):
+        return TfdsSource("tiny_shapes", split, str(place))
+
+    def kept():
+        return sorted(place.rglob("*.npy"))
+
+    assert source("test").labels.shape == (6, 1)
+    assert not kept()  # a small split is read in a moment
+    np.testing.assert_array_equal(source().labels, expected)
+    (file,) = kept()
+    assert source().content_id in file.name
+    again = source()
+    monkeypatch.setattr(again, "_records", [None] * 18)  # nothing is read
+    np.testing.assert_array_equal(again.labels, expected)
+    for damage in (b"", file.read_bytes()[:-4], b"x" * 300):
+        file.write_bytes(damage)
+        np.testing.assert_array_equal(source().labels, expected)
+        np.testing.assert_array_equal(np.load(file), expected)
+    np.save(file, expected + 5)  # out of range
+    np.testing.assert_array_equal(source().labels, expected)
+    np.save(file, expected[1:])
+    np.testing.assert_array_equal(source().labels, expected)
+    # Where nothing can be written, they are read each time.
+    file.unlink()
+    monkeypatch.setattr(tfds.epath.Path(str(file)).__class__, "write_bytes", refuse)
+    np.testing.assert_array_equal(source().labels, expected)
+    assert not kept()
+
+
+def refuse(*_):
+    raise PermissionError("read-only")
 
 
 def test_unreadable_records_are_named(tfds_dir, monkeypatch):

@@ -41,6 +41,31 @@ def test_table_has_every_number_once_and_marks_the_best():
     assert "62.5" in console.file.getvalue()
 
 
+def test_many_numbers_turn_the_table_and_smaller_distances_are_better():
+    many = [
+        Row(name, f"retrieval/recall@{k}", "kind", value + k / 100, 40)
+        for name, value in (("raw pixels", 0.25), ("trained encoder", 0.5))
+        for k in range(1, 8)
+    ]
+    many += [
+        Row("raw pixels", "hierarchy/distance", "kind", 0.5, 40),
+        Row("trained encoder", "hierarchy/distance", "kind", 0.75, 40),
+        Row("raw pixels", "unseen/hierarchy/violations", "all", 0.125, 40),
+        Row("trained encoder", "fewshot/5-shot", "kind", 0.5, 40, {"interval": 0.01}),
+    ]
+    made = table(many)
+    assert [c.header for c in made.columns] == [
+        "method", "level", "raw pixels", "trained encoder"
+    ]  # fmt: skip
+    lines = list(zip(*(c.cells for c in made.columns), strict=True))
+    assert lines[0] == ("retrieval/recall@1", "kind", "26.0", "[bold]51.0[/bold]")
+    assert lines[7:] == [
+        ("hierarchy/distance", "kind", "[bold]50.0[/bold]", "75.0"),
+        ("unseen/hierarchy/violations", "all", "[bold]12.5[/bold]", "-"),
+        ("fewshot/5-shot", "kind", "-", "[bold]50.0 ± 1.0[/bold]"),
+    ]
+
+
 def test_rows_go_to_json_and_back():
     for row in rows():
         assert Row(**json.loads(json.dumps(row.as_dict()))) == row

@@ -1,0 +1,72 @@
+"""Labels as numbers of paths, so that equal numbers mean agreement."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxcl.data.arrays import ArraySource
+from jaxcl.data.base import Described, Example, Source
+from jaxcl.data.labels import Labels, LabelTree
+
+
+class ByPath(Described):
+    """A source whose labels have other numbers."""
+
+    def __init__(self, source: Source, labels: Labels, tree: LabelTree) -> None:
+        """Gives the examples of `source` these labels i32[N, L] of this tree; use `by_path`."""
+        self.source = source
+        self.labels = labels
+        self.tree = tree
+        self.content_id = source.content_id
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """An example of the source, with its other labels."""
+        return {"image": self.source[index]["image"], "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """Its name in the source."""
+        return self.source.name(index)
+
+
+def by_path(source: Source) -> Source:
+    """The same examples with a label for each path: where labels are equal, all coarser ones are.
+
+    A label of a tree means a path, and its name may stand under several parents. Here every path
+    has a number, and a name, of its own (``"a/b"``), and below a missing label all are missing. A
+    single level, and a tree declared unique, keep their numbers.
+
+    Args:
+      source: the data, usually those to train on; paths are numbered by what occurs in them.
+    """
+    tree = source.tree
+    if tree.depth <= 1:
+        return source
+    labels = source.labels
+    if tree.unique:
+        numbers = np.where(np.logical_and.accumulate(labels >= 0, axis=1), labels, -1)
+        if np.array_equal(numbers, labels):
+            return source
+    else:
+        numbers = tree.paths(labels)
+        tree = _path_tree(tree, labels, numbers)
+    numbers = numbers.astype(np.int32)
+    if isinstance(source, ArraySource):
+        names = tuple(source.name(i) for i in range(len(source)))
+        return ArraySource(source.images, numbers, tree, names=names)
+    return ByPath(source, numbers, tree)
+
+
+def _path_tree(tree: LabelTree, labels: Labels, numbers: Labels) -> LabelTree:
+    """The tree of the paths of labels i32[N, L], which `numbers` numbers."""
+
+    def name(path: Labels) -> str:
+        return "/".join(names[i] for names, i in zip(tree.names, path.tolist(), strict=False))
+
+    names = []
+    for level in range(tree.depth):
+        paths, first = np.unique(numbers[:, level], return_index=True)
+        names.append(tuple(name(labels[row, : level + 1]) for row in first[paths >= 0]))
+    return LabelTree(tree.levels, tuple(names), unique=True)

@@ -1,0 +1,272 @@
+"""The evaluators beyond kNN and linear probes, by name: from a network's features to rows.
+
+    retrieval    retrieval/recall@<k>, r_precision, map@r              at each level
+    clustering   clustering/nmi, ami, silhouette                       at each level
+    hierarchy    hierarchy/distance, violations                        at each level
+                 hierarchy/violations, precision@<k>                   all
+    fewshot      fewshot/<n>-shot                                      at each level
+    rotation     rotation/accuracy                                     all
+    factor       factor/<op>.<parameter>                               all
+    corruption   corruption/clean, mean, <corruption>                  at each level
+
+What the data do not allow (few-shot with classes of two images, say) is said and left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxcl.evaluators.base import Features, NothingToScore, comparable_levels, shared_levels
+from jaxcl.evaluators.clustering import clustering
+from jaxcl.evaluators.corruption import corruption
+from jaxcl.evaluators.fewshot import SHOTS, few_shot
+from jaxcl.evaluators.hierarchy import hierarchy
+from jaxcl.evaluators.linear import chosen_model
+from jaxcl.evaluators.retrieval import retrieval
+from jaxcl.evaluators.rotation import Take, factor_of, predict_factor
+from jaxcl.evaluators.table import Row
+
+EXTRA = ("retrieval", "clustering", "hierarchy", "fewshot", "rotation", "factor", "corruption")
+"""Names of the evaluators."""
+
+ALL = "all"
+"""The level of a row that is about no level, or about all of them."""
+
+
+def check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Checks that all names are known.
+
+    Raises:
+      ValueError: names the first unknown one and the nearest known one.
+    """
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{what}={','.join(names)}: {hint}expected some of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One network as the evaluators see it.
+
+    Attributes:
+      name: of the network, in the rows.
+      levels: names of the label levels.
+      train: to learn from while settings are chosen.
+      validation: where they are chosen.
+      last: to learn from once they are.
+      test: to score.
+      gallery: what retrieval searches; None for the test images, each without itself.
+      take: features of altered images of those splits.
+      image_shape: (H, W, C) of the images before they are altered.
+      classify: name -> column of the levels at which test images are classified by what was learned
+        from `last`.
+      wanted: names of the levels of the other evaluators; () for all that the images allow.
+      factors: what "factor" predicts; see `factor_of`.
+      seed: of draws.
+      say: gets a line for what is left out.
+    """
+
+    name: str
+    levels: Sequence[str]
+    train: Features
+    validation: Features
+    last: Features
+    test: Features
+    gallery: Features | None
+    take: Take
+    image_shape: tuple[int, int, int]
+    classify: Mapping[str, int]
+    wanted: Sequence[str] = ()
+    factors: Sequence[str] = ()
+    seed: int = 0
+    say: Callable[[str], None] = print
+
+    def rows(self, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
+        """Runs the named evaluators.
+
+        Returns:
+          (rows, "<network>/<evaluator>/<level>" -> the results, whole and plain, for the record).
+
+        Raises:
+          ValueError: an unknown name, or as the evaluators.
+        """
+        check_names(names, EXTRA, "evaluators")
+        rows: list[Row] = []
+        details: dict[str, Any] = {}
+        for name in names:
+            for level, result, found in _RUN[name](self):
+                record = details.setdefault(f"{self.name}/{name}/{level}", [])
+                record.append(_without_nan(dataclasses.asdict(result)))
+                # What is not defined (no pair at some depth, say) has no row.
+                rows += [row for row in found if not math.isnan(row.accuracy)]
+        return rows, details
+
+    def row(self, method: str, level: str, value: float, queries: int, **settings: Any) -> Row:
+        """A row about this network."""
+        return Row(self.name, method, level, value, queries, settings)
+
+    def levels_of(self, evaluator: str, gallery: Features | None = None) -> dict[str, int]:
+        """Levels at which test images are compared among themselves, or with those of a gallery."""
+        if gallery is None:
+            found = comparable_levels(self.levels, self.test.labels)
+        else:
+            found = shared_levels(self.levels, gallery.labels, self.test.labels)
+        found = {n: level for n, level in found.items() if not self.wanted or n in self.wanted}
+        if not found:
+            self.say(
+                f"{self.name}: {evaluator} is left out: at none of the levels "
+                f"{list(self.wanted or self.levels)} are there two classes, and one with two images"
+            )
+        return found
+
+
+Found = Iterator[tuple[str, Any, list[Row]]]
+"""(level, result, its rows) of each result of an evaluator."""
+
+
+def _retrieval(subject: Subject) -> Found:
+    for name, level in subject.levels_of("retrieval", subject.gallery).items():
+        try:
+            found = retrieval(subject.test, level, gallery=subject.gallery)
+        except NothingToScore as error:
+            subject.say(f"{subject.name}: left out: {error}")
+            continue
+        settings = {
+            "metric": found.metric,
+            "gallery": found.gallery,
+            "without_relevant": found.without_relevant,
+        }
+        rows = [
+            subject.row(method, name, value, found.queries, **settings)
+            for method, value in found.scalars().items()
+        ]
+        yield name, found, rows
+
+
+def _clustering(subject: Subject) -> Found:
+    for name, level in subject.levels_of("clustering").items():
+        found = clustering(subject.test, level)
+        settings = {"clusters": found.clusters, "found": found.found, "seeds": len(found.nmis)}
+        spread = {"clustering/nmi": found.nmi_std, "clustering/ami": found.ami_std}
+        rows = [
+            subject.row(
+                method,
+                name,
+                value,
+                found.examples,
+                **({**settings, "std": spread[method]} if method in spread else {}),
+            )
+            for method, value in found.scalars().items()
+        ]
+        yield name, found, rows
+
+
+def _hierarchy(subject: Subject) -> Found:
+    try:
+        found = hierarchy(subject.test, seed=subject.seed)
+    except NothingToScore as error:
+        subject.say(f"{subject.name}: left out: {error}")
+        return
+    rows = []
+    for depth, level in enumerate(subject.levels, 1):
+        distance = {"mean": found.distance[depth], "pairs": found.pairs[depth]}
+        for method, value, queries, settings in (
+            ("hierarchy/distance", found.relative(depth), found.examples, distance),
+            ("hierarchy/violations", found.violations[depth], found.queries, {}),
+        ):
+            rows.append(subject.row(method, level, value, queries, **settings))
+    rows.append(
+        subject.row("hierarchy/violations", ALL, found.violation, found.queries, kept=found.kept)
+    )
+    for k, value in found.precision.items():
+        rows.append(subject.row(f"hierarchy/precision@{k}", ALL, value, found.queries))
+    yield ALL, found, rows
+
+
+def _fewshot(subject: Subject) -> Found:
+    shared = shared_levels(subject.levels, subject.last.labels, subject.test.labels)
+    for name, level in subject.levels_of("fewshot").items():
+        # Classes that there is nothing to learn from are learned from some of the test images.
+        pool, queries = (subject.last, subject.test) if name in shared else (subject.test, None)
+        for shots in SHOTS:
+            try:
+                found = few_shot(pool, queries, level, shots, seed=subject.seed)
+            except NothingToScore as error:
+                subject.say(f"{subject.name}: left out: {error}")
+                continue
+            settings = {
+                "interval": found.interval,
+                "trials": len(found.trials),
+                "classes": found.classes,
+                "too_small": found.too_small,
+                "drawn_from": "test" if queries is None else "train",
+            }
+            rows = [
+                subject.row(method, name, value, found.queries, **settings)
+                for method, value in found.scalars().items()
+            ]
+            yield name, found, rows
+
+
+def _factors(subject: Subject, texts: Sequence[str]) -> Found:
+    for text in texts:
+        task = factor_of(text, subject.image_shape, subject.seed)
+        found = predict_factor(task, subject.take)
+        method = "rotation/accuracy" if text == "rotation" else f"factor/{task.name}"
+        settings = {
+            "chance": found.chance,
+            "classes": found.classes,
+            "l2": found.l2,
+            "converged": found.converged,
+            "trained_on": found.trained_on,
+        }
+        yield ALL, found, [subject.row(method, ALL, found.accuracy, found.queries, **settings)]
+
+
+def _corruption(subject: Subject) -> Found:
+    models = {
+        name: chosen_model(subject.train, subject.validation, subject.last, level)[0]
+        for name, level in subject.classify.items()
+    }
+    if not models:
+        subject.say(f"{subject.name}: corruption is left out: no level is classified")
+        return
+    results = corruption(
+        models,
+        subject.test,
+        lambda alter: subject.take(("test",), alter)[0],
+        subject.image_shape,
+        subject.seed,
+    )
+    for name, found in results.items():
+        rows = [
+            subject.row(method, name, value, found.queries)
+            for method, value in found.scalars().items()
+        ]
+        yield name, found, rows
+
+
+_RUN: dict[str, Callable[[Subject], Found]] = {
+    "retrieval": _retrieval,
+    "clustering": _clustering,
+    "hierarchy": _hierarchy,
+    "fewshot": _fewshot,
+    "rotation": lambda subject: _factors(subject, ("rotation",)),
+    "factor": lambda subject: _factors(subject, subject.factors),
+    "corruption": _corruption,
+}
+
+
+def _without_nan(value: Any) -> Any:
+    """Plain values with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,43 @@
+"""Probes a checkpoint: `python -m jaxcl.probe --workdir=DIR [--eval=knn,linear,retrieval,...]`.
+
+Only the encoder and its statistics are restored (and a head, if one of its layers is probed), and
+scored beside the untrained encoder and the raw pixels. The data are those of the run, or any other
+(`--data`), for transfer. `--help` lists the settings.
+"""
+
+from jaxcl.probe.descent import FINETUNE, LINEAR_SGD, SCRATCH
+from jaxcl.probe.inputs import (
+    Splits,
+    find_step,
+    open_splits,
+    open_unseen,
+    probed_config,
+    restore,
+)
+from jaxcl.probe.networks import PIXELS, TRAINED, UNTRAINED, Networks
+from jaxcl.probe.options import EVALUATIONS, Options, ProbeError, parse
+from jaxcl.probe.run import RESULTS, append, main, probe
+
+__all__ = [
+    "EVALUATIONS",
+    "FINETUNE",
+    "LINEAR_SGD",
+    "PIXELS",
+    "RESULTS",
+    "SCRATCH",
+    "TRAINED",
+    "UNTRAINED",
+    "Networks",
+    "Options",
+    "ProbeError",
+    "Splits",
+    "append",
+    "find_step",
+    "main",
+    "open_splits",
+    "open_unseen",
+    "parse",
+    "probe",
+    "probed_config",
+    "restore",
+]

@@ -1,0 +1,5 @@
+"""The command `python -m jaxcl.probe`."""
+
+from jaxcl.probe.run import main
+
+main()

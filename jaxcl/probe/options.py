@@ -1,0 +1,184 @@
+"""What is probed, on which data, and how: the settings, and the flags of the command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcl.evaluators import EXTRA, check_factors, check_names
+
+EVALUATIONS = ("knn", "linear", "sgd", "finetune", *EXTRA)
+RECIPES = ("v1", "v2")
+
+
+class ProbeError(ValueError):
+    """A probe that cannot be made; the text says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is probed, on which data, and how.
+
+    Attributes:
+      workdir: of the run.
+      step: "newest", "best" (by online kNN), or the number of a step.
+      evaluations: some of `EVALUATIONS`.
+      layer: "h", "z", "z:HEAD", "head:K" or "head:HEAD:K"; see `Layer.parse`.
+      labels: shares of the labels for linear, sgd and finetune; 1 is all.
+      levels: names of the label levels; () for the run's, or all that training and test images
+        share.
+      data: "" for the run's data, or "KIND", "KIND:PATH", "tfds:NAME" or "tfds:NAME@DIR".
+      settings: "section.key=value" changes of the run's config, for example "data.image_size=64".
+      gallery: split that retrieval searches; "" for the run's, or the test images themselves, each
+        without the query.
+      unseen: split of classes that training has not seen, scored besides; "" for the run's, if any.
+      unseen_train: split to learn these classes from; "" for the run's, if any.
+      factors: what the evaluation "factor" predicts, "OP.PARAMETER".
+      train: split to learn from; "" for the run's, or "train" with other data.
+      validation: split on which settings are chosen; "" for the run's, or a tenth of `train`.
+      test: split to score; "" for the run's, or "test" with other data.
+      size: side of the images that the network is given; 0 for that of the run.
+      baselines: also score raw pixels and the untrained encoder.
+      paper_grid: choose l2 among SimCLR's 45 values, not 9.
+      recipe: of fine-tuning: "v1" (Nesterov) or "v2" (LARS).
+      epochs: of sgd and finetune; 0 for the paper's: 90, and 60 (up to 2 % of the labels) or 30.
+      lr: base learning rate of sgd and finetune, before scaling with the batch; 0: the paper's.
+      batch_size: of sgd and finetune.
+      scratch: factor of the epochs of the same network trained from scratch; 0 for no such control.
+      seed: of label subsets, order and views.
+      out: where the results go; "" is probe.json in the workdir.
+    """
+
+    workdir: str
+    step: str = "newest"
+    evaluations: tuple[str, ...] = ("knn", "linear")
+    layer: str = "h"
+    labels: tuple[float, ...] = (1.0,)
+    levels: tuple[str, ...] = ()
+    data: str = ""
+    settings: tuple[str, ...] = ()
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    gallery: str = ""
+    unseen: str = ""
+    unseen_train: str = ""
+    factors: tuple[str, ...] = ()
+    size: int = 0
+    baselines: bool = True
+    paper_grid: bool = False
+    recipe: str = "v1"
+    epochs: float = 0.0
+    lr: float = 0.0
+    batch_size: int = 256
+    scratch: float = 2.0
+    seed: int = 0
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.evaluations:
+            raise ProbeError(f"--eval=: expected some of {', '.join(EVALUATIONS)}")
+        try:
+            check_names(self.evaluations, EVALUATIONS, "--eval")
+            check_factors(self.factors)
+        except ValueError as error:
+            raise ProbeError(str(error)) from error
+        if ("factor" in self.evaluations) != bool(self.factors):
+            raise ProbeError("--eval=factor and --factors go together, as in --factors=jitter.hue")
+        if not self.labels or not all(0 < share <= 1 for share in self.labels):
+            raise ProbeError(f"--labels={self.labels}: expected shares in (0, 1], as in 0.01,0.1,1")
+        if self.step not in ("newest", "best") and not self.step.isdecimal():
+            raise ProbeError(f"--step={self.step}: expected newest, best or the number of a step")
+        if self.recipe not in RECIPES:
+            raise ProbeError(f"--recipe={self.recipe}: expected one of {', '.join(RECIPES)}")
+        if min(self.epochs, self.lr, self.scratch, self.size) < 0 or self.batch_size < 1:
+            raise ProbeError(
+                "--epochs, --lr, --scratch and --size: expected 0 or more; --batch_size: 1 or more"
+            )
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Command-line arguments -> Options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcl.probe",
+        description="Scores the encoder of a checkpoint.",
+        allow_abbrev=False,
+    )
+    default = Options("")
+
+    def flag(name: str, text: str, field: str = "", **extra: Any) -> None:
+        value = getattr(default, field or name)
+        kind = {"type": type(value)} if isinstance(value, int | float) else {}
+        shown = (
+            f" (default: {value})" if value not in ("", ()) and not isinstance(value, tuple) else ""
+        )
+        parser.add_argument(
+            f"--{name}", dest=field or name, default=value, help=text + shown, **{**kind, **extra}
+        )
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    def shares(text: str) -> tuple[float, ...]:
+        return tuple(float(part) for part in names(text))
+
+    def switch(name: str, text: str) -> None:
+        value = getattr(default, name)
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=value, help=text
+        )
+
+    parser.add_argument("--workdir", required=True, help="The run's directory or bucket.")
+    flag("step", "newest, best (by online kNN), or the number of a step")
+    flag(
+        "eval",
+        f"some of {','.join(EVALUATIONS)} (default: knn,linear)",
+        "evaluations",
+        type=names,
+    )
+    flag("layer", "h; z or z:HEAD; head:K or head:HEAD:K, the K-th layer of a head")
+    flag("labels", "shares of the labels, as in 0.01,0.1,1 (default: 1)", type=shares)
+    flag("levels", "label levels, by name (default: all that can be scored)", type=names)
+    flag(
+        "data",
+        "other data: emoji, folder:PATH, table:FILE, idx:DIR, fashion_mnist:DIR, "
+        "tfds:NAME[@DIR], records:DIR",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the run's config, as in data.labels=path or mesh.platform=cpu; "
+        "may be repeated",
+    )
+    flag("train", "split to learn from (default: the run's gallery; 'train' with --data)")
+    flag(
+        "validation", "split on which settings are chosen (default: the run's, or a tenth of train)"
+    )
+    flag("test", "split to score (default: the run's; 'test' with --data)")
+    flag("gallery", "split that retrieval searches (default: the test images themselves)")
+    flag("unseen", "split of unseen classes, scored besides (default: the run's)")
+    flag("unseen_train", "split to learn the unseen classes from (default: the run's)")
+    flag("factors", "what --eval=factor predicts, as in jitter.hue,flip.on", type=names)
+    flag("size", "side of the images that the network is given; 0: as in the run")
+    switch("baselines", "also score raw pixels and the untrained encoder")
+    switch("paper_grid", "choose l2 among SimCLR's 45 values instead of 9")
+    flag(
+        "recipe", "fine-tuning as in SimCLR v1 (Nesterov) or v2 (LARS, usually with --layer=head:1)"
+    )
+    flag(
+        "epochs", "of sgd and finetune; 0: the paper's, 90, and 60 (up to 2 %% of the labels) or 30"
+    )
+    flag(
+        "lr", "base learning rate of sgd and finetune; 0: the paper's, 0.1 and 0.05 per 256 images"
+    )
+    flag("batch_size", "of sgd and finetune")
+    flag("scratch", "epochs of the control from scratch, as a multiple; 0: no control")
+    flag("seed", "of label subsets, order and views")
+    flag("out", "file for the results (default: probe.json in the workdir)")
+    given = vars(parser.parse_args(list(argv)))
+    return Options(**{**given, "settings": tuple(given["settings"])})
