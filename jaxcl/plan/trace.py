@@ -1,0 +1,237 @@
+"""What a traced program costs, before any compiler has seen it: products, and an estimate of what it has to keep.
+
+For devices whose compiler is not here. A value is taken to be kept in memory if an operation makes it that cannot be fused
+into its readers (a product, a reduction, a sort, ...) or if a product reads it; element-wise values between are taken to be
+computed by each of their readers. That is how XLA's fusion mostly goes, and how cuDNN's convolutions read and write.
+"""
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from jaxcl.plan.cost import valid_positions
+
+# Not fused with what comes before and after them.
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot")
+_OWN = (
+    *("argmax", "argmin", "sort", "top_k", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
+    *("gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice", "fft"),
+    *("select_and_scatter_add", "select_and_gather_add", "scan", "while", "cond", "pallas_call"),
+    *("random_bits", "threefry2x32", "random_wrap", "random_fold_in", "random_split"),
+    *("all_gather", "psum", "ppermute", "all_to_all", "reduce_scatter", "optimization_barrier"),
+)
+_LOOPS = ("scan", "while", "cond", "pallas_call")
+
+
+@dataclasses.dataclass
+class Estimate:
+    """Sums over a traced program.
+
+    Attributes:
+      flops: operations of products by type of arithmetic, as in `cost.Cost`.
+      kept: the most bytes that are kept at one time, beside arguments.
+      unknown: what could not be counted, in words.
+    """
+
+    flops: collections.Counter[str]
+    kept: int
+    unknown: collections.Counter[str]
+
+
+def estimate(traced: ClosedJaxpr) -> Estimate:
+    """Products and memory of a traced program as it stands: give it the share of one device."""
+    unknown: collections.Counter[str] = collections.Counter()
+    return Estimate(flops(traced.jaxpr, unknown), kept(traced.jaxpr), unknown)
+
+
+def flops(jaxpr: Jaxpr, unknown: collections.Counter[str]) -> collections.Counter[str]:
+    """Operations of products, loops by their trips; what has no known count is noted in `unknown`."""
+    total: collections.Counter[str] = collections.Counter()
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "dot_general":
+            total[_arithmetic(eqn)] += _dot(eqn)
+        elif name == "conv_general_dilated":
+            total[_arithmetic(eqn)] += _convolution(eqn)
+        elif name == "pallas_call":
+            unknown["the work of a Pallas kernel"] += 1
+        elif name == "cond":
+            branches = [flops(b.jaxpr, unknown) for b in eqn.params["branches"]]
+            total.update(max(branches, key=lambda counts: sum(counts.values())))
+        elif name == "while":
+            inner = flops(eqn.params["body_jaxpr"].jaxpr, unknown)
+            if inner:
+                unknown["a loop of unknown length, counted once"] += 1
+            total.update(inner)
+        else:
+            times = eqn.params["length"] if name == "scan" else 1
+            for inner_jaxpr in _inner(eqn):
+                for kind, count in flops(inner_jaxpr, unknown).items():
+                    total[kind] += times * count
+    return total
+
+
+def kept(jaxpr: Jaxpr) -> int:
+    """The most bytes kept at one time, arguments and constants left out."""
+    steps = _flat(jaxpr)
+    outputs = set(steps[-1].inputs)
+    read_by_products = {
+        v for step in steps if step.name in _PRODUCTS for v in step.inputs
+    } | outputs
+    # For each value the kept values that it is computed from: itself if it is kept.
+    sources: dict[Any, frozenset[Any]] = {}
+    sizes: dict[Any, int] = {}
+    last: dict[Any, int] = {}
+    made: dict[Any, int] = {}
+    for number, step in enumerate(steps):
+        needed: frozenset[Any] = frozenset().union(
+            *(sources.get(v, frozenset()) for v in step.inputs)
+        )
+        for value in needed:
+            last[value] = number
+        own = step.name in _PRODUCTS or step.name in _OWN or step.name.startswith("reduce")
+        for out in step.outputs:
+            if own or out in read_by_products:
+                sources[out] = frozenset({out})
+                sizes[out] = _bytes(out)
+                made[out] = last[out] = number
+            else:
+                sources[out] = needed
+    for out in outputs:
+        for value in sources.get(out, ()):
+            last[value] = len(steps)
+    changes: collections.Counter[int] = collections.Counter()
+    for value, size in sizes.items():
+        changes[made[value]] += size
+        changes[last[value] + 1] -= size
+    most = now = 0
+    for number in range(len(steps)):
+        now += changes[number]
+        most = max(most, now + steps[number].inside)
+    return most
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """An equation with calls gone into; `inside` is what a loop keeps beside its results."""
+
+    name: str
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    inside: int
+
+
+class _Value:
+    """A variable of one call of an inner program: the same one may be called more than once."""
+
+    def __init__(self, aval: Any) -> None:
+        self.aval = aval
+
+
+def _flat(jaxpr: Jaxpr) -> list[_Step]:
+    steps: list[_Step] = []
+    names = {v: _Value(v.aval) for v in [*jaxpr.invars, *jaxpr.constvars]}
+    _inline(jaxpr, names, steps)
+    return steps
+
+
+def _inline(
+    jaxpr: Jaxpr, names: dict[Var, _Value], steps: list[_Step], top: bool = True
+) -> list[Any]:
+    """Appends the steps of `jaxpr`; returns its results, None for constants."""
+
+    def read(atom: Any) -> Any:
+        return None if isinstance(atom, Literal) else names[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(a) for a in eqn.invars]
+        inner = [] if eqn.primitive.name in _LOOPS else _inner(eqn)
+        if len(inner) == 1 and len(inner[0].invars) == len(inputs):
+            body = inner[0]
+            given = {
+                v: _Value(v.aval) if value is None else value
+                for v, value in zip(body.invars, inputs, strict=True)
+            }
+            given |= {v: _Value(v.aval) for v in body.constvars}
+            results = _inline(body, given, steps, top=False)
+            for var, value in zip(eqn.outvars, results, strict=True):
+                names[var] = _Value(var.aval) if value is None else value
+            continue
+        for var in eqn.outvars:
+            names[var] = _Value(var.aval)
+        steps.append(
+            _Step(
+                eqn.primitive.name,
+                tuple(v for v in inputs if v is not None),
+                tuple(names[v] for v in eqn.outvars),
+                max((kept(j) for j in _inner(eqn)), default=0),
+            )
+        )
+    results = [read(a) for a in jaxpr.outvars]
+    if top:
+        steps.append(_Step("return", tuple(v for v in results if v is not None), (), 0))
+    return results
+
+
+def _inner(eqn: Any) -> list[Jaxpr]:
+    """The programs inside an equation."""
+    found: list[Jaxpr] = []
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, ClosedJaxpr):
+                found.append(part.jaxpr)
+            elif isinstance(part, Jaxpr):
+                found.append(part)
+    return found
+
+
+def _bytes(value: _Value) -> int:
+    dtype = value.aval.dtype
+    return math.prod(value.aval.shape) * dtype.itemsize
+
+
+def _arithmetic(eqn: Any) -> str:
+    """The type of arithmetic, named as in `cost.arithmetic_type`."""
+    wide = max((v.aval.dtype for v in eqn.invars), key=lambda d: d.itemsize)
+    name = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}.get(
+        wide.name, wide.name
+    )
+    precision = eqn.params.get("precision")
+    first = precision[0] if isinstance(precision, tuple) else precision
+    if name == "f32" and first in (jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST):
+        return f"f32 {first.name.lower()}"
+    return name
+
+
+def _dot(eqn: Any) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
+
+
+def _convolution(eqn: Any) -> int:
+    p = eqn.params
+    left, right = (v.aval.shape for v in eqn.invars[:2])
+    out = eqn.outvars[0].aval.shape
+    numbers = p["dimension_numbers"]
+    (batch, _, *left_sides), (features, inputs, *right_sides), (_, _, *out_sides) = (
+        numbers.lhs_spec,
+        numbers.rhs_spec,
+        numbers.out_spec,
+    )
+    products = left[batch] // p["batch_group_count"] * right[features] * right[inputs]
+    for i, (a, b, c) in enumerate(zip(left_sides, right_sides, out_sides, strict=True)):
+        products *= valid_positions(
+            left[a],
+            right[b],
+            out[c],
+            stride=p["window_strides"][i],
+            low=p["padding"][i][0],
+            left_dilation=p["lhs_dilation"][i],
+            right_dilation=p["rhs_dilation"][i],
+        )
+    return 2 * products

@@ -1,0 +1,559 @@
+"""Plans: what a step needs of each device, against hand formulas; topologies, records, the command and its mistakes."""
+
+import collections
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_network
+from resnet50 import BACKBONE, FLOPS, HEAD, STATISTICS
+from test_configs import get_config
+
+from jaxcl import config as config_lib
+from jaxcl import data, experiment
+from jaxcl import mesh as mesh_lib
+from jaxcl.losses import nce
+from jaxcl.plan import PlanError, chips, devices, golden, make, parse, plan, trace
+from jaxcl.plan.__main__ import main
+from jaxcl.state import TrainState
+from jaxcl.views import presets
+
+GIB = 2**30
+
+
+def tiny(**changes):
+    c = config_lib.base("simclr", presets.simclr(8, strength=0.5))
+    c.name, c.steps, c.batch_size = "tiny", 40, 64
+    c.data.name, c.data.image_size = "noise", 10
+    c.model.width, c.model.stem = tiny_network.CONFIG.width, "cifar"
+    c.method.projection.layers = (16, 8)
+    c.optim.name, c.optim.warmup_epochs = "sgd", 0.0
+    c.mesh.compile_cache = ""
+    c.update_from_flattened_dict(changes)
+    return config_lib.from_dict(c)
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """A network of a few thousand multiplications in the place of the ResNet of `tiny`."""
+    monkeypatch.setattr(experiment.models, "build", tiny_network.build)
+
+
+# ---------------------------------------------------------------------------------------------------------- topologies
+
+
+@pytest.mark.parametrize(
+    ("text", "megacore", "count", "name", "memory"),
+    [
+        ("v5e:4x8", False, 32, "v5e", 15.75),
+        ("v4:2x2x4", False, 32, "v4", 15.25),
+        ("v4:2x2x4", True, 16, "v4 megacore", 30.75),
+        ("v5p:2x2x1", False, 4, "v5p", 95.74),
+        ("V6e:16x16", False, 256, "v6e", 31.25),
+        ("gpu:8xA100-80", False, 8, "a100-80", 80e9 / GIB),
+        ("gpu:h100", False, 1, "h100", 80e9 / GIB),
+        ("h200", False, 1, "h200", 141e9 / GIB),
+        ("gpu:16xV100-32", False, 16, "v100-32", 32e9 / GIB),
+    ],
+)
+def test_topologies(text, megacore, count, name, memory):
+    found = parse(text, megacore)
+    assert (found.devices, found.chip.name) == (count, name)
+    assert found.chip.memory == pytest.approx(memory * GIB, abs=1)
+    assert ("half a chip" in found.note) == (text.startswith("v4") and not megacore)
+
+
+@pytest.mark.parametrize(
+    ("text", "megacore", "message"),
+    [
+        ("v9:4x8", False, "unknown topology 'v9:4x8': known are TPU slices of v4, v5e, v5p, v6e .*a100-80.*cpu:N"),
+        ("gpu:8xT4", False, "unknown topology 'gpu:8xT4': known are"),
+        ("cpu:0", False, "unknown topology 'cpu:0'"),
+        ("", False, "unknown topology ''"),
+        ("v5e:4x8x2", False, "'v5e:4x8x2': expected v5e: and the chips along each of 2 sides, such as v5e:2x2"),
+        ("v4:4x4", False, "along each of 3 sides, such as v4:2x2x2"),
+        ("v5e:0x4", False, "expected v5e:"),
+        ("v5e:4x8", True, "--megacore is for v4 and v5p, not for 'v5e:4x8'"),
+    ],
+)  # fmt: skip
+def test_topologies_that_cannot_be(text, megacore, message):
+    with pytest.raises(PlanError, match=message):
+        parse(text, megacore)
+
+
+@pytest.mark.parametrize(
+    ("text", "ladder"),
+    [
+        ("v5e:4x8", ["v5e:4x4", "v5e:2x4", "v5e:2x2", "v5e:1x2", "v5e:1x1"]),
+        ("v4:2x4x4", ["v4:2x2x4", "v4:2x2x2", "v4:2x2x1", "v4:2x1x1", "v4:1x1x1"]),
+        ("gpu:4xh100", ["gpu:2xh100", "gpu:1xh100"]),
+        ("cpu:6", ["cpu:3"]),
+    ],
+)
+def test_half_a_topology(text, ladder):
+    """Slices as Cloud TPU has them; the smallest v4 is one chip, which is two devices."""
+    now = parse(text)
+    for expected in ladder:
+        before, now = now, now.half
+        assert now.text == expected
+        assert now == parse(expected)
+        assert 2 * now.devices == before.devices
+    assert now.half is None
+
+
+def test_a_tpu_multiplies_float32_in_passes():
+    chip = chips.TPUS["v5e"]
+    flops = {"bf16": 197e12, "f32 highest": 197e12 / 6}
+    assert chip.seconds(flops) == pytest.approx(2.0)
+    assert chip.seconds({"f4": 1.0}) == 0.0  # an unknown rate gives no bound
+
+
+# ------------------------------------------------------------------------------------------------------ libtpu, not here
+
+
+@pytest.fixture
+def libtpu(monkeypatch):
+    """A libtpu that gives one after another of the answers in the list."""
+    from jax.experimental import topologies
+
+    answers, asked = [], []
+
+    def describe(name, platform, **options):
+        asked.append((name, platform, options))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return dataclasses.make_dataclass("Topology", ["devices"])(answer)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices, "_RETRY_SECONDS", 0.01)
+    return answers, asked
+
+
+LOCKED = RuntimeError(
+    "ABORTED: Internal error when accessing libtpu multi-process lockfile. Run ..."
+)
+
+
+def test_a_locked_libtpu_is_waited_for(libtpu):
+    answers, asked = libtpu
+    answers += [LOCKED, LOCKED, list(range(8))]
+    said = []
+    assert devices.devices(parse("v5e:2x4"), 60.0, said.append) == list(range(8))
+    assert len(asked) == 3
+    assert said == ["another process has libtpu; waiting for it, 60 seconds at most"]
+
+
+def test_waiting_for_libtpu_ends(libtpu):
+    libtpu[0].extend([LOCKED] * 1000)
+    with pytest.raises(PlanError, match=r"had it for 0 seconds.*--wait=SECONDS.*lockfile"):
+        devices.devices(parse("v5e:2x4"), 0.05, lambda line: None)
+    assert len(libtpu[1]) < 1000
+
+
+def test_what_libtpu_is_asked_for(libtpu):
+    answers, asked = libtpu
+    answers += [list(range(16)), [0], [0, 1, 2]]
+    devices.devices(parse("v4:2x2x4", megacore=True), 0.0, print)
+    devices.devices(parse("V5e:1x1"), 0.0, print)
+    with pytest.raises(PlanError, match="'v5e:2x2' has 3 devices, expected 4"):
+        devices.devices(parse("v5e:2x2"), 0.0, print)
+    assert asked == [
+        ("v4:2x2x4", "tpu", {"chip_config_name": "megacore"}),
+        ("v5e:1x1", "tpu", {"chips_per_host_bounds": [1, 1, 1]}),
+        ("v5e:2x2", "tpu", {}),
+    ]
+
+
+def test_a_slice_that_libtpu_does_not_know(libtpu):
+    libtpu[0].append(RuntimeError("INVALID_ARGUMENT: Topology layout is not divisible\nmore"))
+    with pytest.raises(PlanError, match=r"no slice 'v5e:3x8': INVALID_ARGUMENT: .* not divisible$"):
+        devices.devices(parse("v5e:3x8"), 0.0, print)
+
+
+def test_libtpu_is_missing(monkeypatch):
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PlanError, match=r"needs the libtpu wheel .*pip install"):
+        devices.devices(parse("v5e:2x2"), 0.0, print)
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.65G of 15.75G hbm. Exceeded", 17.65 * GIB),
+        ("the total memory required for HLO temporaries (512.5M) exceeds available HBM (15.75G).", 512.5 * 2**20),
+        ("RESOURCE_EXHAUSTED: out of something", 0),
+        ("INVALID_ARGUMENT: nonsense", None),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_runs_out_of_memory(text, needed):
+    found = devices.out_of_memory(RuntimeError(text))
+    assert found == (None if needed is None else int(needed))
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_kinds_of_memory_by_path():
+    """A queue of 16 x 8 float32 and a key encoder show by themselves; sharded arrays count their share."""
+    mesh = mesh_lib.make_mesh()
+    whole = mesh_lib.replicated(mesh)
+
+    def array(*shape, dtype=jnp.float32, sharding=whole):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    split = mesh_lib.batch_sharding(mesh)
+    state = TrainState(
+        step=array(dtype=jnp.int32),
+        params={"backbone": {"kernel": array(8, 3)}, "head_z": array(5), "method": {}},
+        batch_stats={"backbone": array(7, dtype=jnp.bfloat16)},
+        opt_state=(optax.EmptyState(), {"trace": array(8 * 11, sharding=split)}),
+        extra={"queue": array(16, 8), "key": {"kernel": array(8, 3)}},
+        key=jax.eval_shape(jax.random.key, 0).update(sharding=whole),
+        rejected=array(dtype=jnp.int32),
+    )
+    assert plan.bytes_of_state(state) == {
+        "counters and key": 4 + 8 + 4,
+        "parameters: backbone": 96,
+        "parameters: head_z": 20,
+        "batch statistics": 14,
+        "optimizer state": 44,
+        "extra: key": 96,
+        "extra: queue": 512,
+    }
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The tiny experiment, compiled for eight virtual CPU devices."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.models, "build", tiny_network.build)
+        found = make(tiny(), parse("cpu:8"), 0.0, said.append)
+    assert said == ["compiling the train step for cpu:8 ..."]
+    return found
+
+
+# Numbers of the tiny network on views of 8 x 8: a 3x3 convolution to 8 channels with bias and stride 2, its BatchNorm, a layer
+# of 16 features; and of its head: two kernels, a BatchNorm with scale and bias, and a last one with a scale alone.
+SMALL_BACKBONE = 9 * 3 * 8 + 8 + 2 * 8 + 4 * 4 * 8 * 16 + 16
+SMALL_HEAD = 16 * 16 + 16 * 8 + 2 * 16 + 8
+SMALL_STATISTICS = 2 * 8 + 2 * (16 + 8)
+
+
+def test_a_plan_for_virtual_cpu_devices(compiled):
+    backbone, head, statistics = SMALL_BACKBONE, SMALL_HEAD, SMALL_STATISTICS
+    memory = compiled.memory
+    assert memory["parameters: backbone"] == 4 * backbone
+    assert memory["parameters: head_projection"] == 4 * head
+    assert memory["batch statistics"] == 4 * statistics
+    # Momentum of every parameter, and at most a few counters of schedules.
+    assert 0 <= memory["optimizer state"] - 4 * (backbone + head) <= 16
+    assert memory["input batch"] == memory["next batch"] == 8 * (10 * 10 * 3 + 0 * 4 + 4)
+    assert memory["temporaries"] > 0
+    assert compiled.compiled
+    assert compiled.fits
+    assert compiled.needed == sum(memory.values())
+    assert compiled.capacity == parse("cpu:8").chip.memory // 8
+    assert compiled.seconds == {}
+
+
+def test_collectives_of_a_compiled_plan(compiled):
+    backbone, head, statistics = SMALL_BACKBONE, SMALL_HEAD, SMALL_STATISTICS
+    kinds = collections.defaultdict(list)
+    for t in compiled.transfers:
+        kinds[t.collective.kind] += [t.collective.bytes] * t.count
+        assert t.collective.devices == 8
+    assert max(kinds["all-gather"]) == 64 * 2 * 8 * 4  # B * V * D float32
+    # Gradients; two sums forward and two backward for each BatchNorm, which may be its parameters' gradients; metrics.
+    others = sum(kinds["all-reduce"]) - 4 * (backbone + head)
+    assert 4 * statistics <= others <= 2 * 4 * statistics + 256
+    largest = max(compiled.transfers, key=lambda t: t.collective.sent).collective
+    assert largest.source.startswith("transpose(jvp(")
+    assert "other places" in largest.source
+
+
+def test_products_of_a_compiled_plan_are_those_of_its_trace(compiled, small_network):
+    """Two counters that share only the positions of a convolution: text of XLA's program, and traced program."""
+    share = make(tiny(batch_size=8), parse("h100"), 0.0, print)
+    assert compiled.flops["f32"] == pytest.approx(share.flops["f32"], rel=0.01)
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(
+        ValueError, match="batch_size=60 does not divide over 8 devices: choose 56 or 64"
+    ):
+        make(tiny(batch_size=60), parse("cpu:8"), 0.0, print)
+    with pytest.raises(
+        ValueError, match="batch_size=60 does not divide over 8 devices: choose 56 or 64"
+    ):
+        make(tiny(batch_size=60), parse("gpu:8xh100"), 0.0, print)
+
+
+def test_more_cpu_devices_than_this_process_has():
+    with pytest.raises(PlanError, match="'cpu:64': JAX already runs with 8 CPU device"):
+        make(tiny(), parse("cpu:64"), 0.0, print)
+
+
+def test_the_size_of_the_images_must_be_known():
+    config = tiny(**{"data.name": "folder", "data.path": "/nowhere", "data.image_size": 0})
+    with pytest.raises(PlanError, match=r"set --config.data.image_size"):
+        make(config, parse("cpu:8"), 0.0, print)
+
+
+# ------------------------------------------------------------------------------------------------- by formula: ResNet-50
+
+
+@pytest.fixture(scope="module")
+def formula():
+    """SimCLR, ResNet-50, batch 4096, on 32 A100."""
+    return make(config_lib.from_dict(get_config("simclr_tpu")), parse("gpu:32xa100-80"), 0.0, print)
+
+
+def test_resnet50_by_formula_against_the_hand(formula):
+    assert (
+        BACKBONE == 23_508_032
+    )  # the classifier of the published network left out: 25,557,032 - 2,049,000
+    memory = formula.memory
+    assert memory["parameters: backbone"] == 4 * BACKBONE
+    assert memory["parameters: head_projection"] == 4 * HEAD
+    assert memory["batch statistics"] == 4 * STATISTICS
+    assert 0 <= memory["optimizer state"] - 4 * (BACKBONE + HEAD) <= 16
+    # 128 images of two crops u8[224,224,3], with coins, boxes, label and index.
+    assert memory["input batch"] == 128 * (2 * (224 * 224 * 3 + 1 + 4 * 4) + 4 + 4)
+    assert memory["embeddings of all devices"] == 4096 * 2 * 128 * 4
+    sizes = {t.collective.source: t.collective.bytes for t in formula.transfers}
+    assert sizes == {
+        "gradients": 4 * (BACKBONE + HEAD),
+        "BatchNorm, forward": 4 * STATISTICS,
+        "BatchNorm, backward": 4 * STATISTICS,
+        "embeddings": 4 * 4096 * 2 * 128,
+    }
+    assert not formula.compiled
+    assert any("By formula" in note for note in formula.notes)
+
+
+def test_a_ring_by_formula(small_network):
+    """From 1,024 rows a device on and a large matrix, embeddings travel round a ring: 32 KiB in 2 * 31 hops, none gathered."""
+    found = make(tiny(batch_size=512 * 32), parse("gpu:32xh100"), 0.0, print)
+    (ring,) = [t for t in found.transfers if t.collective.kind == "collective-permute"]
+    assert (ring.count, ring.collective.bytes) == (2 * 31, 1024 * 8 * 4)
+    assert {t.collective.kind for t in found.transfers} == {"collective-permute", "all-reduce"}
+    assert "embeddings of all devices" not in found.memory
+
+
+def test_products_of_resnet50_against_the_hand(formula):
+    """Forward, and backward twice that but for the first convolution, whose input needs no gradient."""
+    forward, first = FLOPS
+    assert forward == pytest.approx(
+        2 * 4.09e9, rel=0.05
+    )  # published, products with zeros of the padding counted
+    assert formula.flops["bf16"] == pytest.approx(256 * (3 * forward - first), rel=1e-3)
+    seconds = formula.seconds
+    assert seconds["products"] >= formula.flops["bf16"] / 312e12
+    assert seconds["step"] == max(seconds["products"], seconds["links"])
+
+
+def test_activations_of_resnet50_are_what_one_knows_of_it(formula):
+    """About 11.1 million outputs of convolutions an image; in bfloat16, each before and after its BatchNorm and ReLU."""
+    kept = formula.memory["activations, gradients (estimate)"]
+    assert 0.9 <= kept / (256 * 11.1e6 * 2 * 2) <= 1.5
+
+
+def test_activations_of_a_chain():
+    """x -> tanh(x w) three times: the backward pass needs each product's input, and computes tanh' of its output again."""
+
+    def loss(w, x):
+        for _ in range(3):
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x)
+
+    rows, width = 100, 10
+    traced = jax.make_jaxpr(jax.grad(loss))(jnp.ones((width, width)), jnp.ones((rows, width)))
+    found = trace.estimate(traced)
+    array = rows * width * 4
+    assert 3 * array <= found.kept <= 6 * array
+    # Three products forward, three and two (x needs no gradient) backward.
+    assert found.flops == {"f32": (3 + 3 + 2) * 2 * rows * width * width}
+
+
+def test_products_of_traced_loops():
+    def f(x):
+        x = jax.lax.fori_loop(0, 5, lambda i, x: x @ x, x)
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x @ x, x)
+
+    found = trace.estimate(jax.make_jaxpr(f)(jnp.ones((4, 4))))
+    assert found.flops.total() == (5 + 2) * 2 * 4**3
+    assert list(found.unknown) == ["a loop of unknown length, counted once"]
+
+
+# ------------------------------------------------------------------------------------ the same program as in training
+
+
+@pytest.mark.parametrize("crop", ["device", "host"])
+def test_the_planned_batch_is_that_of_the_data(crop):
+    config = tiny(**{"data.crop": crop, "data.image_size": 16, "data.workers": 0})
+    known = plan.facts(config)
+    mesh = mesh_lib.make_mesh()
+    source = data.load(config.data, "train")
+    assert known.examples == len(source)
+    sampler = data.Uniform(len(source), config.batch_size, 0)
+    method = config.build_method()
+    batch = next(iter(data.train_batches(source, sampler, config.data, views=method.views)))
+    real = mesh_lib.to_global(mesh, data.arrays(batch))
+    planned = experiment.batch_shapes(config, mesh, method, known.shape, known.tree.depth)
+    assert set(planned) == set(real)
+    for name, array in real.items():
+        assert (planned[name].shape, planned[name].dtype) == (array.shape, array.dtype), name
+        assert planned[name].sharding.is_equivalent_to(array.sharding, array.ndim), name
+
+
+def test_the_loss_sees_the_devices_of_the_program(monkeypatch, small_network):
+    """Their number and their kind, which need not be those of this process."""
+    seen = []
+    real = nce.choose
+    monkeypatch.setattr(nce, "choose", lambda *a: seen.append(a) or real(*a))
+    mesh = mesh_lib.make_mesh(jax.devices()[:4])
+    built, batch = plan.build(tiny(), mesh, plan.facts(tiny()))
+    built.step.trace(built.state, batch)
+    assert set(seen) == {(128, 128, 4, 4, "cpu")}
+
+
+def test_the_step_lowers_for_cuda(small_network):
+    mesh = mesh_lib.make_mesh()
+    built, batch = plan.build(tiny(), mesh, plan.facts(tiny()))
+    text = built.step.trace(built.state, batch).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" in text
+    assert "mhlo.num_partitions = 8" in text
+
+
+# -------------------------------------------------------------------------------------------------- page, JSON, records
+
+# Of ml_collections, which reads the file of a config in a way that Python 3.12 and later do not want.
+OLD_LOADER = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
+
+
+def run(capsys, *arguments):
+    main(["--config=configs/quickstart.py", *arguments])
+    return capsys.readouterr()
+
+
+SMALL = (
+    "--config.batch_size=32",
+    f"--config.model.width={tiny_network.CONFIG.width}",
+    "--config.method.projection.layers=(16,8)",
+    "--config.views.ops.crop.size=8",
+)
+
+
+@OLD_LOADER
+def test_the_command(capsys, tmp_path, small_network):
+    path, record = tmp_path / "plan.json", tmp_path / "golden.json"
+    flags = (*SMALL, "--topology=gpu:4xl4", f"--json={path}", f"--golden={record}")
+    out = run(capsys, *flags, "--write_golden").out
+    assert "32 images on 4 devices, 8 on each (by formula; jax" in out
+    assert "fits: " in out
+    assert "MODELLED" in out
+    found = json.loads(path.read_text())
+    assert found["fits"] is True
+    assert found["needed_bytes"] == sum(found["memory"].values())
+    assert found["spare_bytes"] == 24_000_000_000 - found["needed_bytes"]
+    assert {c["kind"] for c in found["collectives"]} == {"all-reduce", "all-gather"}
+    # The record holds; a number further from it than 5 % does not, nor does a plan without one.
+    run(capsys, *flags)
+    records = json.loads(record.read_text())
+    (by_name,) = records.values()
+    (numbers,) = by_name.values()
+    numbers["sent bytes"] *= 1.06
+    record.write_text(json.dumps(records))
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, *flags)
+    assert stop.value.code == 1
+    assert "sent bytes" in capsys.readouterr().err
+
+
+@OLD_LOADER
+def test_weak_scaling(capsys, tmp_path, small_network):
+    path = tmp_path / "plans.json"
+    out = run(capsys, *SMALL, "--topology=gpu:4xh100", "--weak-scaling", f"--json={path}").out
+    assert "weak scaling" in out
+    plans = json.loads(path.read_text())
+    assert [(p["devices"], p["batch_size"]) for p in plans] == [(1, 8), (2, 16), (4, 32)]
+    assert not plans[0]["collectives"]
+    assert len({p["memory"]["input batch"] for p in plans}) == 1
+
+
+@OLD_LOADER
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v7:2x2"], "unknown topology 'v7:2x2': known are"),
+        (["--topology=gpu:3xh100"], "batch_size=128 does not divide over 3 devices"),
+        (["--topology=h100", "--config.batch_sise=3"], "batch_sise"),
+        (["--topology=h100", "here"], r"unexpected arguments \['here'\]"),
+        (["--topology=h100", "--write_golden"], "--write_golden needs --golden=FILE"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, message, monkeypatch):
+    if "--write_golden" in arguments:
+        monkeypatch.setattr("jaxcl.plan.__main__.make", lambda *a: None)
+        monkeypatch.setattr("jaxcl.plan.__main__.page.page", lambda *a: "")
+    with pytest.raises(SystemExit, match=message) as stop:
+        run(capsys, *arguments)
+    assert "(--traceback shows where)" in str(stop.value)
+
+
+def test_differences_from_a_record(compiled):
+    numbers = golden.numbers(compiled)
+    assert golden.differences(compiled, numbers) == []
+    assert golden.differences(compiled, {k: v * 1.04 for k, v in numbers.items()}) == []
+    key = "memory/temporaries"
+    (line,) = golden.differences(compiled, numbers | {key: numbers[key] * 2})
+    assert line.startswith(f"{key}: ")
+    assert line.endswith("(-50.0%)")
+    (line,) = golden.differences(compiled, {k: v for k, v in numbers.items() if k != key})
+    assert line.endswith("(new)")
+    (line,) = golden.differences(compiled, numbers | {"reduce-scatter/count": 1.0})
+    assert line == "reduce-scatter/count: 1 recorded, 0 now (-100.0%)"
+
+
+def test_a_program_that_the_compiler_refuses(monkeypatch, small_network):
+    """Its own count of what was needed stands, and it does not fit whatever the formula says."""
+    says = ["RESOURCE_EXHAUSTED: Used 9.5G of 3G hbm.\nand more", "INTERNAL: something else"]
+
+    def gives_up(self):
+        raise jax.errors.JaxRuntimeError(says.pop(0))
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", gives_up)
+    monkeypatch.setattr(chips, "_host_memory", lambda: 24 * GIB)
+    found = make(tiny(), parse("cpu:8"), 0.0, print)
+    assert not found.compiled
+    assert not found.fits
+    assert (found.needed, found.capacity) == (int(9.5 * GIB), 3 * GIB)
+    assert (
+        found.notes[0]
+        == "The compiler refuses the program: RESOURCE_EXHAUSTED: Used 9.5G of 3G hbm."
+    )
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        make(tiny(), parse("cpu:8"), 0.0, print)
+
+
+def test_what_does_not_fit_says_by_how_much(formula):
+    from jaxcl.plan import page
+
+    memory = {**formula.memory, "activations, gradients (estimate)": 16_000_000_000}
+    small = dataclasses.replace(formula, topology=parse("gpu:32xv100-16"), memory=memory)
+    assert not small.fits
+    assert page.verdict(small).startswith("does not fit: ")
+    assert page.verdict(small).endswith(" too much")
+    over = small.needed - 16_000_000_000
+    assert page.size(over) in page.verdict(small)
+    assert math.isclose(small.to_dict()["spare_bytes"], -over)
+    assert np.isfinite(small.seconds["step"])
