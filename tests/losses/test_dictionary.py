@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,24 +29,27 @@ def oracle(q, k, others, temperature):
 
 Q, K, QUEUE = e(4, 8, 0.1), e(4, 8, 0.2), e(16, 8, 0.9)
 
+info_nce = jax.jit(losses.info_nce, static_argnums=3)
+info_nce_metrics = jax.jit(losses.info_nce_metrics, static_argnums=3, static_argnames="anchors")
+
 
 @pytest.mark.parametrize(
     ("temperature", "value"), [(0.07, 0.01833675397863166), (0.2, 0.4494393316354346)]
 )
 def test_golden_values_with_a_queue(temperature, value):
-    loss = losses.info_nce(jnp.asarray(Q, jnp.float32), jnp.asarray(K), QUEUE, temperature)
-    assert loss.dtype == jnp.float32
+    loss = info_nce(*(x.astype(np.float32) for x in (Q, K, QUEUE)), temperature)
+    assert loss.dtype == np.float32
     np.testing.assert_allclose(loss, value, rtol=1e-5)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(losses.info_nce(Q, K, QUEUE, temperature), value, rtol=1e-12)
+        np.testing.assert_allclose(info_nce(Q, K, QUEUE, temperature), value, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("temperature", "value"), [(1.0, 1.706116766196991), (0.2, 0.09335799118313864)]
 )
 def test_golden_values_of_version_3(temperature, value):
-    loss = 2 * temperature * losses.info_nce(jnp.asarray(Q, jnp.float32), K, None, temperature)
-    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    loss = info_nce(Q.astype(np.float32), K.astype(np.float32), None, temperature)
+    np.testing.assert_allclose(2 * temperature * loss, value, rtol=1e-5)
 
 
 def test_slots_that_hold_nothing_do_not_count():
@@ -55,13 +57,11 @@ def test_slots_that_hold_nothing_do_not_count():
     valid = rng.random(16) < 0.5
     expected = oracle(Q, K, lambda i: QUEUE[valid], 0.2)
     rubbish = np.where(valid[:, None], QUEUE, 0)
-    loss = losses.info_nce(Q, K, rubbish, 0.2, jnp.asarray(valid))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    nothing = jax.value_and_grad(losses.info_nce)(
-        jnp.asarray(Q), K, rubbish, 0.2, jnp.zeros(16, bool)
-    )
-    assert nothing[0] == 0
-    np.testing.assert_array_equal(nothing[1], 0)
+    gradient = jax.jit(jax.value_and_grad(losses.info_nce), static_argnums=3)
+    np.testing.assert_allclose(gradient(Q, K, rubbish, 0.2, valid)[0], expected, rtol=1e-5)
+    loss, of_queries = gradient(Q, K, rubbish, 0.2, np.zeros(16, bool))
+    assert loss == 0
+    np.testing.assert_array_equal(of_queries, 0)
 
 
 @pytest.mark.parametrize("queue", [True, False], ids=["queue", "batch"])
@@ -79,9 +79,8 @@ def test_gradients_against_differences_of_the_oracle(queue):
         )
 
     with jax.enable_x64(True):
-        gradients = jax.grad(losses.info_nce, argnums=(0, 1, 2) if queue else (0, 1))(
-            jnp.asarray(q), jnp.asarray(k), jnp.asarray(held) if queue else None, 0.3
-        )
+        gradient = jax.grad(losses.info_nce, argnums=(0, 1, 2) if queue else (0, 1))
+        gradients = jax.jit(gradient, static_argnums=3)(q, k, held if queue else None, 0.3)
         gradients = [np.asarray(g) for g in gradients]
     for number, gradient in enumerate(gradients[:2]):
         for place in np.ndindex(3, 4):
@@ -103,7 +102,7 @@ def test_metrics_against_loops():
     queue, valid = rng.normal(size=(20, 4)), rng.random(20) < 0.7
     q, k, queue = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, k, queue))
     for others, given in (
-        (lambda i: queue[valid], (queue, 0.5, jnp.asarray(valid))),
+        (lambda i: queue[valid], (queue, 0.5, valid)),
         (lambda i: np.delete(k, i, axis=0), (None, 0.5)),
     ):
         ranks, entropies = [], []
@@ -112,13 +111,13 @@ def test_metrics_against_loops():
             ranks.append(np.sum(s[1:] >= s[0]))
             p = np.exp(s) / np.exp(s).sum()
             entropies.append(-np.sum(p * np.log(p)))
-        metrics = losses.info_nce_metrics(jnp.asarray(q, jnp.float32), k, *given)
+        metrics = info_nce_metrics(q, k, *given)
         top1, top5 = np.mean(np.array(ranks) < 1), np.mean(np.array(ranks) < 5)
         assert 0 < top1 < top5 < 1
         np.testing.assert_allclose(metrics["contrastive_top1"], top1, rtol=1e-6)
         np.testing.assert_allclose(metrics["contrastive_top5"], top5, rtol=1e-6)
         np.testing.assert_allclose(metrics["contrastive_entropy"], np.mean(entropies), rtol=1e-5)
-        few = losses.info_nce_metrics(jnp.asarray(q, jnp.float32), k, *given, anchors=3)
+        few = info_nce_metrics(q, k, *given, anchors=3)
         np.testing.assert_allclose(
             few["contrastive_top1"], np.mean(np.array(ranks)[::4] < 1), rtol=1e-6
         )
@@ -126,6 +125,6 @@ def test_metrics_against_loops():
 
 def test_metrics_of_a_collapsed_encoder_are_no_success():
     same = np.ones((6, 3), np.float32)
-    metrics = losses.info_nce_metrics(same, same, np.ones((9, 3), np.float32), 0.1)
+    metrics = info_nce_metrics(same, same, np.ones((9, 3), np.float32), 0.1)
     assert metrics["contrastive_top1"] == metrics["contrastive_top5"] == 0
     np.testing.assert_allclose(metrics["contrastive_entropy"], math.log(10), rtol=1e-5)

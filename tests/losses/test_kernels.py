@@ -48,9 +48,9 @@ def test_interpreted_kernels_equal_the_loops(images, features, temperature, vari
     )
     value, gradient = run(z)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted) + 1e-6 * (
-        features == 1
-    )
+    # A single number, normalised, is a sign: its gradient is 0 but for rounding, of about eps / temperature.
+    rounding = 1e-5 if features == 1 else 0
+    assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted) + rounding
 
 
 def graded(queries, keys):
