@@ -12,6 +12,8 @@ BatchNorm of 8 groups, SGD with learning rate 0.03, its augmentation, 200 epochs
 batch are candidates beside those of the queue (`method.in_batch`).
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from jaxcl import config as config_lib
@@ -49,21 +51,10 @@ def imagenet() -> ConfigDict:
 
 def emoji() -> ConfigDict:
     """The subcategories of the built-in emoji; all but the queue and BatchNorm's groups is as in `supcon_emoji`."""
-    views = presets.simclr(24, strength=0.5, blur=False)
-    views["ops"]["crop"] |= {"scale": (0.45, 1.0), "antialias": True}
-    c = config_lib.base("supcon_moco", views, level="subcategory", queue_size=1024, momentum=0.99)
-    c.batch_size, c.steps = 128, 800
-    c.data.name = "emoji"
-    c.model.name, c.model.width, c.model.stem = "resnet18", 0.25, "cifar"
+    quickstart = config_lib.load(Path(__file__).with_name("quickstart.py"))
+    c = config_lib.with_method(
+        quickstart, "supcon_moco", level="subcategory", queue_size=1024, momentum=0.99
+    )
     c.model.bn_groups = 8
     c.method.projection.layers = (128, 64)
-    c.optim.name, c.optim.base_lr, c.optim.scaling = "adamw", 2e-3, "none"
-    c.optim.weight_decay, c.optim.warmup_epochs, c.optim.warmup_steps = 0.01, 0.0, 40
-    c.evaluation.every = 200
-    c.evaluation.gallery, c.evaluation.validation = "train", "val"
-    c.evaluation.test, c.evaluation.test_gallery = "test", "seen"
-    c.evaluation.levels = ("category", "subcategory")
-    c.evaluation.ks = (1, 3, 5, 10, 20)
-    c.run.log_every, c.run.checkpoint_every = 10, 200
-    c.mesh.cpu_devices = 8
     return c

@@ -17,6 +17,8 @@ and steps of `supcon_emoji`, so that the loss alone differs.
 every other method.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from jaxcl import config as config_lib
@@ -46,22 +48,8 @@ def get_config(arg: str = "emoji") -> ConfigDict:
 
 def emoji() -> ConfigDict:
     """The built-in emoji; `--config.method.level=category` learns the coarser labels."""
-    views = presets.simclr(24, strength=0.5, blur=False)
-    views["ops"]["crop"] |= {"scale": (0.45, 1.0), "antialias": True}
-    c = config_lib.base("supervised", views, level="subcategory")
-    c.batch_size, c.steps = 128, 800
-    c.data.name = "emoji"
-    c.model.name, c.model.width, c.model.stem = "resnet18", 0.25, "cifar"
-    c.optim.name, c.optim.base_lr, c.optim.scaling = "adamw", 2e-3, "none"
-    c.optim.weight_decay, c.optim.warmup_epochs, c.optim.warmup_steps = 0.01, 0.0, 40
-    c.evaluation.every = 200
-    c.evaluation.gallery, c.evaluation.validation = "train", "val"
-    c.evaluation.test, c.evaluation.test_gallery = "test", "seen"
-    c.evaluation.levels = ("category", "subcategory")
-    c.evaluation.ks = (1, 3, 5, 10, 20)
-    c.run.log_every, c.run.checkpoint_every = 10, 200
-    c.mesh.cpu_devices = 8
-    return c
+    quickstart = config_lib.load(Path(__file__).with_name("quickstart.py"))
+    return config_lib.with_method(quickstart, "supervised", level="subcategory")
 
 
 def cifar(dataset: str) -> ConfigDict:

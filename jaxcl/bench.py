@@ -38,7 +38,7 @@ MIB = 2**20
 FORMS: tuple[nce.Form, ...] = ("dense", "tiled", "ring")
 PLAIN_FLOP = 6  # times views^2 * features: the matrix, and its two gradients
 PRODUCT_SIZE = 2048
-PEERS = {"lightly": "lightly", "pytorch-metric-learning": "pytorch_metric_learning"}
+PEERS = {"lightly": "lightly", "metric-learning": "pytorch_metric_learning"}
 JAXCL_FLOP = 4  # one gradient serves both sides; tiles are made twice, but only half of them
 
 

@@ -4,11 +4,15 @@ A config file starts from `base(...)`, which holds every setting with its defaul
 `--config.section.name=value`. Below the train loop nothing sees a ConfigDict.
 """
 
+import copy
 import dataclasses
 import difflib
+import importlib.util
+import os
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -237,6 +241,57 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
         }
         | {k: _plain(c()) for k, c in sections.items()}
     )
+
+
+def with_method(
+    config: ConfigDict, method: str, views: Mapping[str, Any] | None = None, **method_fields: Any
+) -> ConfigDict:
+    """A copy of a config that trains by another method, so that nothing but the method differs.
+
+    Args:
+      config: what the copy starts from; its head has no meaning for another method and is not kept.
+      method: name of the method, whose fields are at their defaults.
+      views: order, ops and views as in `base`; None keeps the config's.
+      **method_fields: settings of the method that differ from its defaults.
+    """
+    new = ConfigDict(copy.deepcopy(config.to_dict()))
+    made = base(method, new.views.to_dict() if views is None else views, **method_fields)
+    new.views, new.method = made.views, made.method
+    return new
+
+
+def load(path: str | os.PathLike[str]) -> ConfigDict:
+    """The ConfigDict of a config file; "file.py:argument" gives `get_config` its argument.
+
+    Raises:
+      ConfigError: as `call`, or what get_config returned is no ConfigDict.
+    """
+    made = call(path, "get_config")
+    if not isinstance(made, ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config returned a {type(made).__name__}, expected a ConfigDict"
+        )
+    return made
+
+
+def call(path: str | os.PathLike[str], function: str) -> Any:
+    """What a function of a Python file returns; "file.py:argument" gives it the argument.
+
+    Raises:
+      ConfigError: no such file, or it has no such function.
+    """
+    file, _, argument = os.fspath(path).partition(":")
+    if not Path(file).is_file():
+        raise ConfigError(f"{file}: there is no such file")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, function, None)
+    if found is None:
+        raise ConfigError(f"{file} has no {function}()")
+    return found(argument) if argument else found()
 
 
 def from_dict(config: Mapping[str, Any] | ConfigDict) -> Config:

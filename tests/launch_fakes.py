@@ -3,8 +3,11 @@
 Each fake is a program in a directory of its own that stands first on PATH; what it knows is in `FAKE_CLOUD`:
 
     calls.jsonl     every call: program, arguments
-    settings.json   workers; preempt: when the last worker has saved itself, take the machines away, once; saved: a glob that
-                    tells that it has; fail: verb -> what to say on standard error, call by call; and a fake's own
+    settings.json   workers: their number
+                    preempt: take the machines away, once, when the workers have saved themselves
+                    saved, files: a glob, and the number of its files which tells that they have
+                    fail: verb -> what to say on standard error, call by call
+                    port: of process 0; states, failure (of gcloud); jobset_installed, no_room (of kubectl)
 """
 
 import json
@@ -48,7 +51,7 @@ def refuse(text):
 
 def preempted():
     # Whether the time of the one preemption has come.
-    return settings["preempt"] and bool(glob.glob(settings["saved"]))
+    return settings["preempt"] and len(glob.glob(settings["saved"])) >= settings["files"]
 
 
 def kill(pid):
@@ -90,7 +93,8 @@ if [[ -e $saved ]]; then
   echo "continues after step $(<"$saved")"
 else
   trap 'echo "saved, stops"; exit 143' TERM
-  echo 2 >"$saved"
+  echo 2 >"$saved.new"
+  mv "$saved.new" "$saved"
   for _ in {1..3000}; do sleep 0.1; done
   exit 99
 fi
@@ -349,8 +353,10 @@ class Cloud:
             "fail": {},
             "port": 0,
             "saved": "",
+            "files": 1,
         } | settings
-        start["saved"] = start["saved"] or str(folder / f"runs/*/saved-{start['workers'] - 1}")
+        if not start["saved"]:  # a file of each process
+            start |= {"saved": str(folder / "runs/*/saved-[0-9]"), "files": start["workers"]}
         (self.state / "settings.json").write_text(json.dumps(start))
         self.python = self.bin / "python-of-the-workers"
         self.python.write_text(RUN)

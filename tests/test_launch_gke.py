@@ -69,7 +69,7 @@ def launch(cloud, *flags, **named):
         "--config=configs/quickstart.py",
         f"--workdir={cloud.workdir}",
         f"--python={cloud.python}",
-        "--poll=0.1",
+        "--poll=0.2",
         *flags,
         **named,
     )

@@ -9,7 +9,7 @@ from launch_fakes import ROOT, Cloud, free_port, wait_for
 
 from jaxcl import checkpoint
 
-STEPS, EVERY = 300, 100
+STEPS, EVERY = 150, 50
 PROCESSES = 2
 
 

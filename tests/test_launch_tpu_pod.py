@@ -39,7 +39,7 @@ def launch(cloud, *flags, **named):
         f"--workdir={cloud.workdir}",
         "--setup=true",
         f"--python={cloud.python}",
-        "--poll=0.1",
+        "--poll=0.2",
         *flags,
         **named,
     )

@@ -178,7 +178,7 @@ def test_a_mistake_in_a_cell_names_the_cell_and_the_nearest_key():
 
 
 def test_shortened_keeps_the_proportions():
-    c = study.load_config(ROOT / "configs" / "quickstart.py")
+    c = config_lib.load(ROOT / "configs" / "quickstart.py")
     c.steps, c.optim.warmup_steps = 800, 40
     short = study.shortened(c, 80)
     assert (short.steps, short.optim.warmup_steps, short.evaluation.every) == (80, 4, 0)
@@ -189,10 +189,10 @@ def test_shortened_keeps_the_proportions():
 
 
 def test_a_file_that_is_no_study(tmp_path):
-    with pytest.raises(StudyError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         study.load_study(tmp_path / "no.py")
     (tmp_path / "no.py").write_text("x = 1\n")
-    with pytest.raises(StudyError, match=r"has no get_study\(\)"):
+    with pytest.raises(ConfigError, match=r"has no get_study\(\)"):
         study.load_study(tmp_path / "no.py")
     (tmp_path / "no.py").write_text("def get_study(arg): return arg\n")
     with pytest.raises(StudyError, match="returned a str"):

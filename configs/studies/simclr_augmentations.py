@@ -10,11 +10,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from jaxcl import study
+from jaxcl import config, study
+
+SIZE = 20
+"""Side of the views in pixels, as in the quickstart."""
 
 OPS: dict[str, dict[str, Any]] = {
     "crop": {
-        "crop": {"size": 24, "scale": (0.2, 1.0)},
+        "crop": {"size": SIZE, "scale": (0.2, 1.0)},
         "flip": {"prob": 0.5},
     },
     "cutout": {"cutout": {"side": (0.5, 0.5)}},
@@ -26,7 +29,7 @@ OPS: dict[str, dict[str, Any]] = {
 }
 """The operations of the figure, in its order: of a pair, the one that stands first is applied first."""
 
-FRAME = {"op": "crop", "size": 24, "scale": (0.7, 1.0)}
+FRAME = {"op": "crop", "size": SIZE, "scale": (0.7, 1.0)}
 """What both branches have in common: one crop, the same for both."""
 
 
@@ -39,7 +42,7 @@ def views(*names: str) -> dict[str, object]:
 
 def get_study() -> study.Study:
     """28 cells."""
-    base = study.shortened(study.load_config(Path(__file__).parents[1] / "quickstart.py"), 60)
+    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
     base.batch_size = 64
     cells = [
         study.Cell(
@@ -74,7 +77,7 @@ def get_study() -> study.Study:
         paper="Images are first cropped and resized to one size; then the transformation or pair is applied to one branch only, the"
         " other branch keeps the crop as it is. Linear evaluation on ImageNet, ResNet-50.",
         differs="Emoji of 32 px, ResNet-18 of a quarter of the width, 60 steps of 64 images. The common crop keeps 70 to 100 % of"
-        " the image and gives 24 px; crops (with flip, as in the paper) keep 20 to 100 % of that, as 8 % of 24 px is"
+        " the image and gives 20 px; crops (with flip, as in the paper) keep 20 to 100 % of that, as 8 % of 20 px is"
         " nothing to look at; colour at half strength, as in the paper's CIFAR runs; blur has 3 taps by the paper's rule of a"
         " tenth of the side. Of a pair one order is run, and shown on both sides of the diagonal.",
     )

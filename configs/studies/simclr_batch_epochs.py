@@ -7,12 +7,12 @@ Expected, as in the paper: longer is better, and the larger batch is better when
 
 from pathlib import Path
 
-from jaxcl import study
+from jaxcl import config, study
 
 
 def get_study() -> study.Study:
     """Two batch sizes, three lengths; runs of one length see the same number of images."""
-    base = study.shortened(study.load_config(Path(__file__).parents[1] / "quickstart.py"), 60)
+    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
     # The rate grows with the root of the batch, and is the quickstart's at its batch size.
     base.optim.scaling, base.optim.base_lr = "sqrt", base.optim.base_lr / base.batch_size**0.5
     cells = [

@@ -7,7 +7,7 @@ Expected, as in the paper: nonlinear above linear above none, the output's width
 
 from pathlib import Path
 
-from jaxcl import study
+from jaxcl import config, study
 
 WIDTH = 128
 """Features of h, and of the hidden layer."""
@@ -15,7 +15,7 @@ WIDTH = 128
 
 def get_study() -> study.Study:
     """Five cells, each scored at h and at z."""
-    base = study.shortened(study.load_config(Path(__file__).parents[1] / "quickstart.py"), 60)
+    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
     layers = {
         ("none", WIDTH): (),
         ("linear", 16): (16,),

@@ -7,12 +7,12 @@ Expected, as in the paper: with normalised embeddings 0.1 is better than much sm
 
 from pathlib import Path
 
-from jaxcl import study
+from jaxcl import config, study
 
 
 def get_study() -> study.Study:
     """Five temperatures."""
-    base = study.shortened(study.load_config(Path(__file__).parents[1] / "quickstart.py"), 60)
+    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
     cells = [
         study.Cell(
             f"temperature-{temperature:g}",

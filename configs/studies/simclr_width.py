@@ -7,12 +7,12 @@ Expected, as in the paper: the wider and the deeper encoder is better, at equal 
 
 from pathlib import Path
 
-from jaxcl import study
+from jaxcl import config, study
 
 
 def get_study() -> study.Study:
     """Three widths of ResNet-18, and ResNet-34 at the middle one."""
-    base = study.shortened(study.load_config(Path(__file__).parents[1] / "quickstart.py"), 60)
+    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
     cells = [
         study.Cell(
             f"{name}-{width:g}x",

@@ -2,10 +2,10 @@
 
 A study file has a `get_study()`:
 
-    from jaxcl import study
+    from jaxcl import config, study
 
     def get_study():
-        base = study.shortened(study.load_config("configs/quickstart.py"), steps=60)
+        base = study.shortened(config.load("configs/quickstart.py"), steps=60)
         cells = [study.Cell(f"t-{t}", {"method.temperature": t}, {"temperature": t}) for t in (0.1, 1.0)]
         return study.Study(
             title="Temperature",
@@ -21,7 +21,7 @@ and `python -m jaxcl.study --config=FILE` runs every cell with every seed throug
 Run again, it goes on where it was. It writes study.json, study.md, study.png and study.html.
 """
 
-from jaxcl.study.measures import Probe
+from jaxcl.study.measures import Kept, Probe
 from jaxcl.study.results import Result
 from jaxcl.study.run import plan, run_study
 from jaxcl.study.spec import (
@@ -36,7 +36,6 @@ from jaxcl.study.spec import (
     StudyError,
     Table,
     accuracies,
-    load_config,
     load_study,
     shortened,
 )
@@ -49,6 +48,7 @@ __all__ = [
     "Contrast",
     "Estimate",
     "Heat",
+    "Kept",
     "Line",
     "Measure",
     "Metric",
@@ -61,7 +61,6 @@ __all__ = [
     "accuracies",
     "compare",
     "estimate",
-    "load_config",
     "load_study",
     "plan",
     "run_study",

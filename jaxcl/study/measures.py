@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 
-from jaxcl import probe
+import numpy as np
+
+from jaxcl import checkpoint, probe
 from jaxcl.config import Config
 from jaxcl.probe import Options
 
@@ -44,3 +47,28 @@ class Probe:
             for row in record["rows"]
             if row["features"] == probe.TRAINED
         }
+
+
+DICTIONARIES = ("extra/queue", "extra/bank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a method keeps from step to step besides the trained network, in KiB of its checkpoint.
+
+    Attributes:
+      name: prefix of its values: "<name>/dictionary" is the queue or bank with all that stands beside its keys,
+        "<name>/extra" everything, a key encoder too.
+    """
+
+    name: str = "kept"
+
+    def __call__(self, workdir: str, config: Config) -> dict[str, float]:
+        """KiB of the newest checkpoint's arrays."""
+        sizes = {
+            path: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize / 1024
+            for path, leaf in checkpoint.read_manifest(workdir).leaves.items()
+            if path.startswith("extra/")
+        }
+        held = [size for path, size in sizes.items() if path.startswith(DICTIONARIES)]
+        return {"dictionary": float(sum(held)), "extra": float(sum(sizes.values()))}

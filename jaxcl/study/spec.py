@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
@@ -322,46 +319,17 @@ def shortened(config: ConfigDict, steps: int) -> ConfigDict:
     return short
 
 
-def load_config(path: str | os.PathLike[str]) -> ConfigDict:
-    """The ConfigDict of a config file; "file.py:argument" gives `get_config` its argument.
-
-    Raises:
-      StudyError: no such file, or it has no get_config.
-    """
-    made = _call(path, "get_config")
-    assert isinstance(made, ConfigDict)
-    return made
-
-
 def load_study(path: str | os.PathLike[str]) -> Study:
     """The study of a study file; "file.py:argument" gives `get_study` its argument.
 
     Raises:
-      StudyError: no such file, it has no get_study, or what that returns is no study.
+      ConfigError: no such file, or it has no get_study.
+      StudyError: what that returns is no study.
     """
-    made = _call(path, "get_study")
+    made = config_lib.call(path, "get_study")
     if not isinstance(made, Study):
         raise StudyError(f"{path}: get_study returned a {type(made).__name__}, expected a Study")
     return made
-
-
-def _call(path: str | os.PathLike[str], function: str) -> Any:
-    file, _, argument = os.fspath(path).partition(":")
-    found = getattr(_module(file), function, None)
-    if found is None:
-        raise StudyError(f"{file} has no {function}()")
-    return found(argument) if argument else found()
-
-
-def _module(file: str) -> ModuleType:
-    if not Path(file).is_file():
-        raise StudyError(f"{file}: there is no such file")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise StudyError(f"{file}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def accuracies(*levels: str, methods: Sequence[str] = ("linear", "knn")) -> list[Metric]:

@@ -1,6 +1,7 @@
 """A network of a few thousand multiplications with BatchNorm over groups, and train steps of MoCo on it."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxcl import mesh as mesh_lib
+from jaxcl.experiment import in_sight_of
 from jaxcl.methods import MoCo
 from jaxcl.models import BackboneConfig, HeadSpec, Model
 from jaxcl.models import build as build_model
@@ -65,8 +67,8 @@ def moco(**changes):
     views = 1 if changes.get("mechanism") == "memory_bank" else 2
     program = build_program(
         ViewsConfig(
-            order=("crop", "flip"),
-            ops={"crop": {"size": SIZE, "scale": (0.3, 1.0)}, "flip": {}},
+            order=("flip", "gray"),
+            ops={"flip": {}, "gray": {"prob": 0.5}},
             views=({},) * views,
         )
     )
@@ -90,7 +92,7 @@ def model(method, dtype=jnp.float32):
     return Model(config, backbone, heads, inputs=built.inputs)
 
 
-def batches(steps, batch=BATCH, first=0, size=SIZE + 2):
+def batches(steps, batch=BATCH, first=0, size=SIZE):
     """Batches of random images; the batch of a step is always the same."""
     for step in range(first, first + steps):
         rng = np.random.default_rng(step)
@@ -111,25 +113,9 @@ class Run:
 
     @classmethod
     def of(cls, method, devices=1, dtype=jnp.float32):
-        mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-        network, tx = model(method, dtype), optax.sgd(0.1)
-        init = make_init(method, network, tx, (SIZE, SIZE, 3))
-        state = jax.eval_shape(init, jax.random.key(0))
-        shardings = mesh_lib.state_shardings(mesh, state)
-        step = make_train_step(method, network, tx, optax.constant_schedule(0.1))
-
-        def in_sight_of_the_mesh(state, batch):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return step(state, batch)
-
-        jitted = jax.jit(
-            in_sight_of_the_mesh,
-            in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-            out_shardings=(shardings, mesh_lib.replicated(mesh)),
-            donate_argnums=0,
-        )
-        state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-        return cls(state, jitted, mesh)
+        """A new state; the compiled functions are made once."""
+        init, step, mesh = program(method, devices, dtype)
+        return cls(init(jax.random.key(0)), step, mesh)
 
     def go(self, steps, first=0):
         """(the metrics of each step, the last state); the own state is used up."""
@@ -138,3 +124,20 @@ class Run:
             state, metrics = self.step(state, mesh_lib.to_global(self.mesh, batch))
             rows.append(jax.device_get(metrics))
         return rows, state
+
+
+@functools.lru_cache
+def program(method, devices, dtype):
+    """(jitted init, jitted step, mesh) of a method; the step takes the memory of its state."""
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    network, tx = model(method, dtype), optax.sgd(0.1)
+    init = make_init(method, network, tx, (SIZE, SIZE, 3))
+    shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+    step = in_sight_of(mesh, make_train_step(method, network, tx, optax.constant_schedule(0.1)))
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jax.jit(init, out_shardings=shardings), jitted, mesh

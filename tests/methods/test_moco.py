@@ -267,17 +267,16 @@ def test_a_run_that_is_resumed_in_mid_queue_is_bit_equal(tmp_path):
 
 
 def test_what_is_logged():
-    rows, state = Run.of(moco()).go(3)
+    rows, state = Run.of(moco(symmetric=True)).go(3)
     assert {"contrastive_top1", "contrastive_top5", "contrastive_entropy"} < set(rows[0])
-    # 37 slots, 16 keys a step: ages 1; 1 and 2 in equal shares.
-    assert [float(row["key_age"]) for row in rows] == [0, 1, 1.5]
-    np.testing.assert_allclose(
-        [row["dictionary_filled"] for row in rows], np.array([0, 16, 32]) / 37
-    )
+    # 37 slots, 32 keys a step: 32 of age 1 and then 5 of age 2.
+    np.testing.assert_allclose([row["key_age"] for row in rows], [0, 1, (32 + 10) / 37], rtol=1e-6)
+    filled = [row["dictionary_filled"] for row in rows]
+    np.testing.assert_allclose(filled, [0, 32 / 37, 1], rtol=1e-6)
     assert rows[0]["loss"] == 0
     assert rows[2]["loss"] > 0
     assert {"positive_cosine", "negative_cosine", "same_class_negatives"} < set(rows[2])
-    labels = np.concatenate([batch["label"] for batch in batches(3)])[-37:]
+    labels = np.concatenate([np.repeat(batch["label"], 2, axis=0) for batch in batches(3)])[-37:]
     order = (int(state.extra["queue"].pointer) + np.arange(37)) % 37
     np.testing.assert_array_equal(np.asarray(state.extra["queue"].labels)[order], labels)
 
