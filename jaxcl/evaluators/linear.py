@@ -165,12 +165,14 @@ def logistic_path(
     max_iterations: int = 500,
     tolerance: float = 1e-5,
     pad_to: int = 0,
+    start: LogisticModel | None = None,
 ) -> list[LogisticModel]:
     """Logistic regressions for several l2 coefficients, each starting from the last solution.
 
     They are fitted from the strongest to the weakest, the cheap way along the path, and returned
     in the order of `l2s`. With fewer than `pad_to` examples, rows of no weight are added: fits of
-    different sizes then share one compilation.
+    different sizes then share one compilation. The first one starts from `start`, if that knows
+    the same classes; the optimum is the same from anywhere.
 
     Raises:
         ValueError: as `logistic_regression`; no coefficient.
@@ -200,6 +202,8 @@ def logistic_path(
         "weights": jnp.zeros((h.shape[1], len(classes)), jnp.float32),
         "bias": jnp.zeros(len(classes), jnp.float32),
     }
+    if start is not None and np.array_equal(start.classes.paths, classes.paths):
+        params = {"weights": jnp.asarray(start.weights), "bias": jnp.asarray(start.bias)}
     fitted: dict[float, LogisticModel] = {}
     for l2 in sorted(set(l2s), reverse=True):
         # At the start the curvature of the loss along a direction is its variance over C.
@@ -281,7 +285,8 @@ def chosen_model(
     path = logistic_path(train, level, l2s, *settings)
     chosen = {l2: m.accuracy(validation)[0] for l2, m in zip(l2s, path, strict=True)}
     l2 = max(chosen, key=lambda l2: (chosen[l2], l2))
-    (model,) = logistic_path(last, level, (l2,), *settings)
+    near = path[list(l2s).index(l2)]
+    (model,) = logistic_path(last, level, (l2,), *settings, start=near)
     return model, l2, chosen
 
 
