@@ -1,4 +1,12 @@
-"""Every test process has eight virtual CPU devices; they must be set before JAX starts."""
+"""Every test process has eight virtual CPU devices; they must be set before JAX starts.
+
+Programs are many and small here, so that compiling them takes longer than running them: LLVM optimises nothing. What runs with
+all optimisations is the main job of `.ci/run`.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
 import pytest
