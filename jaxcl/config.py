@@ -23,6 +23,7 @@ from jaxcl.mesh import MeshConfig
 from jaxcl.methods import METHODS, Method
 from jaxcl.models import BackboneConfig, gradient_cache
 from jaxcl.optim import OptimConfig
+from jaxcl.pretrained import InitConfig
 from jaxcl.views import OPS, ViewsConfig, build_program
 
 
@@ -82,6 +83,7 @@ class Config:
       evaluation: what is measured.
       run: logging, checkpoints.
       mesh: devices.
+      init: where the encoder begins, if it is not drawn.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Config:
     run: RunConfig
     mesh: MeshConfig
     micro_batch: int = 0
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -187,7 +190,10 @@ RESUMABLE = (
     "run.",
     "mesh.",
     "data.path",
+    "data.pairs",
     "data.split_file",
+    "data.classes_file",  # what the three files say is in the content id
+    "data.taxonomy",
     "data.workers",
     "data.prefetch",
     "evaluation.",
@@ -223,6 +229,7 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
     sections = {
         "data": DataConfig,
         "model": BackboneConfig,
+        "init": InitConfig,
         "optim": OptimConfig,
         "evaluation": EvalConfig,
         "run": RunConfig,

@@ -18,6 +18,7 @@ from jaxcl import mesh as mesh_lib
 from jaxcl import models, optim
 from jaxcl.config import Config
 from jaxcl.methods import Method
+from jaxcl.methods.base import method_columns
 from jaxcl.models import Model
 from jaxcl.state import TrainState, make_init, make_train_step
 
@@ -37,7 +38,7 @@ class Experiment:
       tx: the optimizer.
       schedule: the learning rate by number of completed updates.
       state: shapes, dtypes and shardings of the whole train state.
-      init: jitted, key -> the first state, made in its place.
+      init: jitted, (key, parts that are given and not drawn) -> the first state, made in its place.
       step: jitted, (state, batch) -> (state, metrics); it takes the memory of the state that it is given.
     """
 
@@ -149,5 +150,6 @@ def batch_shapes(
             "crop/on": ((b, v), np.bool_),
             "crop/box": ((b, v, 4), np.int32),
         }
+    shapes |= dict.fromkeys(method_columns(method), ((b,), np.float32))
     sharding = mesh_lib.batch_sharding(mesh)
     return {k: jax.ShapeDtypeStruct(s, d, sharding=sharding) for k, (s, d) in shapes.items()}

@@ -46,7 +46,10 @@ def make_init(
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
 ) -> Callable[[jax.Array], TrainState]:
-    """Makes `init(key) -> TrainState`, a pure function to be jitted with the state's shardings.
+    """Makes `init(key, start) -> TrainState`, a pure function to be jitted with the state's shardings.
+
+    `start` has parts of {"params": ..., "batch_stats": ...} that are not drawn but given, such as a trained "backbone"; None or
+    {} for none. What a method keeps is made of them, as it would be of drawn ones.
 
     Args:
       method: the method.
@@ -55,9 +58,12 @@ def make_init(
       image_shape: (h, w, C) of one view.
     """
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, start: Mapping[str, PyTree] | None = None) -> TrainState:
         key_model, key_method, key_extra, key_run = jax.random.split(key, 4)
         variables = model.init(key_model, image_shape)
+        variables = {
+            kind: {**part, **(start or {}).get(kind, {})} for kind, part in variables.items()
+        }
         params = {**variables["params"], "method": method.init_params(key_method)}
         variables = {"params": params, "batch_stats": variables["batch_stats"]}
         return TrainState(

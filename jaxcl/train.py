@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from jaxcl import checkpoint, data, evaluators, experiment, metrics, optim
+from jaxcl import checkpoint, data, evaluators, experiment, metrics, optim, pretrained
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
@@ -63,9 +63,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     labelled = data.by_path(source)
     config = config.for_labels(labelled.tree).for_run(len(source), labelled.tree.depth)
     stored = config_lib.to_dict(config)
-    sampler = data.Uniform(len(source), config.batch_size, config.seed)
-    steps_per_epoch = len(source) // config.batch_size
-    total_steps = config.total_steps(len(source))
+    sampler = data.make_sampler(config.data, labelled, config.batch_size, config.seed)
+    steps_per_epoch = sampler.steps_per_epoch
+    total_steps = config.total_steps(steps_per_epoch * config.batch_size)
 
     # ------------------------------------------------------- method, model, optimizer, state and step, not yet any array
     built = experiment.build(
@@ -76,18 +76,23 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     # -------------------------------------------------------------- the newest good state of the workdir, or a new one
     say(f"{config.name}: {mesh_lib.describe(mesh)}; workdir {root}")
-    identity: dict[str, Any] = {"config": stored, "content_id": source.content_id, "log": say}
+    # A sampler that has read more than the images says what that was too.
+    content_id = getattr(sampler, "content_id", source.content_id)
+    identity: dict[str, Any] = {"config": stored, "content_id": content_id, "log": say}
     checkpoints = checkpoint.Checkpoints(root / "checkpoints", keep=config.run.keep, **identity)
     refuse_other_run(checkpoints, root)
     restored = checkpoints.restore(built.state)
-    state, first_step = restored or (built.init(key), 0)
+    state, first_step = restored or (
+        built.init(key, pretrained.load(config.init, config.model, built.state, say)),
+        0,
+    )
     best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
     best_score = best_so_far(best, say)
 
     say(f"data: {source.describe()}")
     say(
         f"{total_steps:,} steps of {config.batch_size} images: {total_steps / steps_per_epoch:.1f} epochs of"
-        f" {steps_per_epoch:,} steps; an epoch leaves out {sampler.left_out} images, others each time"
+        f" {steps_per_epoch:,} steps; {sampler.describe()}"
     )
     parameters = optim.describe(config.optim, built.params)
     say(

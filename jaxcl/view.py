@@ -110,7 +110,11 @@ def without_colour(program: ViewProgram) -> ViewProgram:
         raise ValueError(f"the views have no colour op ({kinds}): there is nothing to compare")
     off = dict.fromkeys(names, 0.0)
     views = tuple(
-        View({**view.prob, **off}, {k: v for k, v in view.share.items() if k not in off})
+        View(
+            {**view.prob, **off},
+            {k: v for k, v in view.share.items() if k not in off},
+            {k: v for k, v in view.differ.items() if k not in off},
+        )
         for view in program.views
     )
     return dataclasses.replace(program, views=views)

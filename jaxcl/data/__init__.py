@@ -9,6 +9,7 @@ from jaxcl.data.folder import FolderSource
 from jaxcl.data.host_crop import HostCrop
 from jaxcl.data.idx import load_idx
 from jaxcl.data.labels import LabelTree
+from jaxcl.data.pairs import PairTable, load_pairs, read_pairs
 from jaxcl.data.paths import by_path
 from jaxcl.data.pipeline import (
     Batch,
@@ -19,8 +20,17 @@ from jaxcl.data.pipeline import (
     train_batches,
 )
 from jaxcl.data.records import RecordsSource, write_records
-from jaxcl.data.samplers import Sampler, Uniform
-from jaxcl.data.sources import load
+from jaxcl.data.samplers import (
+    ClassBalanced,
+    ColumnSampler,
+    Hierarchical,
+    MPerClass,
+    PairSampler,
+    Sampler,
+    Uniform,
+    make_sampler,
+)
+from jaxcl.data.sources import level_names, load
 from jaxcl.data.split_file import SplitFile
 from jaxcl.data.subset import Subset, class_balanced_subset, subset
 from jaxcl.data.table import TableSource
@@ -30,12 +40,18 @@ __all__ = [
     "ArraySource",
     "BadExample",
     "Batch",
+    "ClassBalanced",
+    "ColumnSampler",
     "DataConfig",
     "EmojiSource",
     "Example",
     "FolderSource",
+    "Hierarchical",
     "HostCrop",
     "LabelTree",
+    "MPerClass",
+    "PairSampler",
+    "PairTable",
     "RecordsSource",
     "Sampler",
     "Source",
@@ -52,9 +68,13 @@ __all__ = [
     "eval_batches",
     "fit",
     "image_shape",
+    "level_names",
     "load",
     "load_idx",
+    "load_pairs",
+    "make_sampler",
     "parse_source",
+    "read_pairs",
     "subset",
     "train_batches",
     "write_records",

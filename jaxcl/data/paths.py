@@ -5,30 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxcl.data.arrays import ArraySource
-from jaxcl.data.base import Described, Example, Source
+from jaxcl.data.base import Source
 from jaxcl.data.labels import Labels, LabelTree
-
-
-class ByPath(Described):
-    """A source whose labels have other numbers."""
-
-    def __init__(self, source: Source, labels: Labels, tree: LabelTree) -> None:
-        """Gives the examples of `source` these labels i32[N, L] of this tree; use `by_path`."""
-        self.source = source
-        self.labels = labels
-        self.tree = tree
-        self.content_id = source.content_id
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Example:
-        """An example of the source, with its other labels."""
-        return {"image": self.source[index]["image"], "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """Its name in the source."""
-        return self.source.name(index)
+from jaxcl.data.relabel import Relabelled
 
 
 def by_path(source: Source) -> Source:
@@ -56,7 +35,7 @@ def by_path(source: Source) -> Source:
     if isinstance(source, ArraySource):
         names = tuple(source.name(i) for i in range(len(source)))
         return ArraySource(source.images, numbers, tree, names=names)
-    return ByPath(source, numbers, tree)
+    return Relabelled(source, numbers, tree)
 
 
 def _path_tree(tree: LabelTree, labels: Labels, numbers: Labels) -> LabelTree:

@@ -33,3 +33,25 @@ def uniforms(n: int, seed: int, step: int, row: int, view: int) -> npt.NDArray[n
         key=np.array([seed, _UNIFORMS], np.uint64),
     )
     return (bits.random_raw(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class Stream:
+    """Random numbers one after another, a function of (seed, number) and of what was taken before.
+
+    They are other numbers than those of `uniform_order(n, seed, number)`.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        """Begins the stream of two numbers >= 0."""
+        # An order counts its blocks in the lowest word of the counter; the highest one stays 0.
+        self._bits = np.random.Philox(
+            counter=np.array([0, 0, 0, 1], np.uint64), key=np.array([seed, number], np.uint64)
+        )
+
+    def order(self, n: int) -> npt.NDArray[np.int64]:
+        """A random order of 0 ... n-1: i64[n]."""
+        return np.argsort(self._bits.random_raw(n), kind="stable")
+
+    def uniforms(self, n: int) -> npt.NDArray[np.float64]:
+        """f64[n] uniform in [0, 1)."""
+        return (self._bits.random_raw(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53

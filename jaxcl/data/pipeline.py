@@ -20,7 +20,7 @@ from jaxcl.data.config import DataConfig
 from jaxcl.data.decode import Pixels, fit, set_channels
 from jaxcl.data.host_crop import HostCrop
 from jaxcl.data.labels import Labels
-from jaxcl.data.samplers import Sampler
+from jaxcl.data.samplers import ColumnSampler, Sampler
 from jaxcl.views import ViewProgram
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -51,7 +51,8 @@ def train_batches(
       "label": i32[b, L], -1 for missing,
       "index": i32[b], which example of the source each row is,
       "skipped": i32[b], the bad example in whose place a row came, or -1,
-      "crop/on", "crop/box": bool[b, V], i32[b, V, 4], the crops made on the host if any.
+      "crop/on", "crop/box": bool[b, V], i32[b, V, 4], the crops made on the host if any,
+      and the columns of a `ColumnSampler`, f32[b, ...].
 
     Args:
       source: the data.
@@ -199,7 +200,9 @@ class _TrainSteps:
         return len(self.steps)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.read(self.sampler.indices(self.steps[number])[self.rows])
+        step = self.steps[number]
+        batch = self.read(self.sampler.indices(step)[self.rows])
+        return _with_columns(batch, self.sampler, step, self.rows)
 
 
 class _CropSteps:
@@ -244,7 +247,7 @@ class _CropSteps:
             batch["image"][row] = self.crop.apply(image, on, box)
             batch["crop/on"][row], batch["crop/box"][row] = on, box
             _note(batch, row, label, index, used)
-        return batch
+        return _with_columns(batch, self.sampler, step, self.rows)
 
 
 class _EvalSteps:
@@ -325,6 +328,16 @@ def _note(batch: Batch, row: int, label: Labels, wanted: int, used: int) -> None
     batch["index"][row] = used
     if used != wanted:
         batch["skipped"][row] = wanted
+
+
+def _with_columns(batch: Batch, sampler: Sampler, step: int, rows: slice) -> Batch:
+    """The batch with the columns of its sampler; NaN where the image that they are about was replaced."""
+    if isinstance(sampler, ColumnSampler):
+        for name, column in sampler.columns(step).items():
+            own = column[rows].astype(np.float32)
+            own[batch["skipped"] >= 0] = np.nan
+            batch[name] = own
+    return batch
 
 
 def _example(source: Source, wanted: int, skip: bool) -> tuple[Pixels, Labels, int]:

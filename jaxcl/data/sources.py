@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcl.data import emoji, folder, idx, noise, records, split_file, table
+from jaxcl.data import emoji, folder, idx, noise, records, relabel, split_file, table, taxonomy
 from jaxcl.data.base import Source
 from jaxcl.data.config import DataConfig
 from jaxcl.data.labels import LabelTree
+from jaxcl.data.published import LAYOUTS
 from jaxcl.data.subset import held_out, subset
 from jaxcl.data.tfds import TfdsSource
 
@@ -27,10 +28,10 @@ def load(config: DataConfig, split: str) -> Source:
     """
     if config.split_file:
         file = split_file.read(config.split_file)
-        return file.load(lambda name: _OPEN[config.name](config, name), split)
+        return file.load(lambda name: _open(config, name), split)
     if not config.holdout or split not in ("train", "val", "seen"):
-        return _OPEN[config.name](config, split)
-    whole = _OPEN[config.name](config, "train")
+        return _open(config, split)
+    whole = _open(config, "train")
     if split == "seen":
         return whole
     held = held_out([whole.name(i) for i in range(len(whole))], config.holdout)
@@ -40,6 +41,31 @@ def load(config: DataConfig, split: str) -> Source:
             f"data.holdout={config.holdout} of {len(whole)} examples leaves none for {split!r}"
         )
     return subset(whole, rows)
+
+
+def level_names(config: DataConfig) -> tuple[str, ...]:
+    """The label levels that the settings tell of, without opening the data; ("label",) if they tell of none.
+
+    Raises:
+      ValueError: a taxonomy that cannot be read.
+    """
+    levels = tuple(config.label_keys) or ("label",)
+    if config.name in LAYOUTS:
+        levels = LAYOUTS[config.name].levels
+    if config.taxonomy_depth:
+        return (*taxonomy.depth_names(config.taxonomy_depth), levels[-1])
+    return taxonomy.read(config.taxonomy).levels(levels[-1]) if config.taxonomy else levels
+
+
+def _open(config: DataConfig, split: str) -> Source:
+    """A split as the source has it, with the classes and the labels that are asked for."""
+    source = _OPEN[config.name](config, split)
+    if config.classes_file:
+        source = relabel.only_classes(source, relabel.read_classes(config.classes_file))
+    if config.taxonomy:
+        ancestors = taxonomy.read(config.taxonomy, config.taxonomy_depth)
+        source = relabel.with_taxonomy(source, ancestors, config.unique_names)
+    return source
 
 
 def _emoji(config: DataConfig, split: str) -> Source:
@@ -122,6 +148,17 @@ def _records(config: DataConfig, split: str) -> Source:
     return records.RecordsSource(place, channels=config.channels, max_pixels=config.max_pixels)
 
 
+def _published(config: DataConfig, split: str) -> Source:
+    return LAYOUTS[config.name].open(
+        Path(config.path),
+        config.dataset,
+        config.splits.get(split, split),
+        unique=config.unique_names,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+    )
+
+
 def _noise(config: DataConfig, split: str) -> Source:
     return noise.load_noise(split, config.image_size, config.channels)
 
@@ -147,4 +184,5 @@ _OPEN: dict[str, Callable[[DataConfig, str], Source]] = {
     "tfds": _tfds,
     "records": _records,
     "noise": _noise,
+    **dict.fromkeys(LAYOUTS, _published),
 }

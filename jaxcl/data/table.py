@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcl.data.base import Described, Example
-from jaxcl.data.decode import MAX_PIXELS, decode, read_file
-from jaxcl.data.folder import UNREADABLE, file_size, files_digest
+from jaxcl.data.decode import MAX_PIXELS
 from jaxcl.data.labels import LabelTree
+from jaxcl.data.listed import ListedSource
 
 
-class TableSource(Described):
+class TableSource(ListedSource):
     """Images listed in a CSV file with a header, in the order of its rows.
 
     Attributes:
@@ -49,32 +47,9 @@ class TableSource(Described):
           ValueError: the table is missing, malformed (naming the line), empty, or lacks a column.
         """
         table = Path(table)
-        self.files, names = read_table(table, image_key, label_keys)
-        self.tree = LabelTree.of_names(label_keys, names, unique) if tree is None else tree
-        self.labels = self.tree.encode(names)
-        self._folder = table.parent
-        self.sizes = tuple(file_size(self._folder / name) for name in self.files)
-        files = files_digest(list(zip(self.files, self.sizes, strict=True)))
-        self.content_id = hashlib.blake2b(
-            repr((files, tuple(label_keys), names)).encode(), digest_size=16
-        ).hexdigest()
-        self._channels = channels
-        self._max_pixels = max_pixels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one file."""
-        name, size = self.files[index], self.sizes[index]
-        expected = None if size == UNREADABLE else size
-        data = read_file(self._folder / name, name, expected)
-        image = decode(data, name, self._channels, self._max_pixels)
-        return {"image": image, "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """The file name as the table has it."""
-        return self.files[index]
+        files, names = read_table(table, image_key, label_keys)
+        tree = LabelTree.of_names(label_keys, names, unique) if tree is None else tree
+        super().__init__(table.parent, files, names, tree, channels=channels, max_pixels=max_pixels)
 
 
 def read_table(
@@ -85,20 +60,48 @@ def read_table(
     Raises:
       ValueError: as `TableSource`.
     """
+    columns = (image_key, *label_keys)
+    _, rows = read_columns(table, columns)
     files: list[str] = []
-    names: list[tuple[str, ...]] = []
+    for line, (name, *_) in rows:
+        if not name:
+            raise ValueError(f"line {line} of {str(table)!r} names no image")
+        files.append(name)
+    if not files:
+        raise ValueError(f"the table {str(table)!r} lists no images")
+    return tuple(files), [tuple(cell.strip() for cell in cells[1:]) for _, cells in rows]
+
+
+def read_columns(
+    table: Path, *choices: Sequence[str]
+) -> tuple[Sequence[str], list[tuple[int, list[str]]]]:
+    """The first choice of columns that a CSV file has, and for each row its line and its cells of them.
+
+    Args:
+      table: the CSV file.
+      choices: names of columns.
+
+    Raises:
+      ValueError: the file is missing or malformed (naming the line), or has none of the choices whole.
+    """
+    rows: list[tuple[int, list[str]]] = []
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            for key in (image_key, *label_keys):
-                if header.count(key) != 1:
-                    raise ValueError(
-                        f"{str(table)!r} must have one column {key!r} in its first line, which is "
-                        f"{header}"
-                    )
-            image_column = header.index(image_key)
-            label_columns = [header.index(key) for key in label_keys]
+            chosen = next(
+                (keys for keys in choices if all(header.count(key) == 1 for key in keys)), None
+            )
+            if chosen is None:
+                if len(choices) == 1:
+                    missing = next(key for key in choices[0] if header.count(key) != 1)
+                    wanted = f"one column {missing!r}"
+                else:
+                    wanted = "the columns " + ", or ".join(", ".join(keys) for keys in choices)
+                raise ValueError(
+                    f"{str(table)!r} must have {wanted} in its first line, which is {header}"
+                )
+            columns = [header.index(key) for key in chosen]
             for row in reader:
                 if not row:
                     continue
@@ -107,12 +110,7 @@ def read_table(
                         f"line {reader.line_num} of {str(table)!r} has {len(row)} cells, but the "
                         f"first line has {len(header)}"
                     )
-                if not row[image_column]:
-                    raise ValueError(f"line {reader.line_num} of {str(table)!r} names no image")
-                files.append(row[image_column])
-                names.append(tuple(row[column].strip() for column in label_columns))
+                rows.append((reader.line_num, [row[column] for column in columns]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"the table {str(table)!r} cannot be read: {error}") from error
-    if not files:
-        raise ValueError(f"the table {str(table)!r} lists no images")
-    return tuple(files), names
+    return chosen, rows

@@ -70,10 +70,15 @@ class Method(Protocol):
         views: Views,
         key: jax.Array,
     ) -> LossOut:
-        """The loss of one step; `batch` has "label" i32[B,L] and "index" i32[B]."""
+        """The loss of one step; `batch` has "label" i32[B,L], "index" i32[B] and the `method_columns` if any."""
 
     def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
         """The next `extra`, after the optimizer's update; step i32[] counts completed updates."""
+
+
+def method_columns(method: Method) -> tuple[str, ...]:
+    """What the method reads of a batch beside images and labels, f32[B] each, if it reads more: see `data.ColumnSampler`."""
+    return getattr(method, "columns", ())
 
 
 def trivial_loss(method: Method, batch_size: int) -> float | None:

@@ -166,7 +166,7 @@ def facts(config: Config) -> Facts:
             "data.image_size=0 takes the size of the images from the data, which a plan does not open: set"
             " --config.data.image_size"
         )
-    levels = c.label_keys or ("label",)
+    levels = data.level_names(c)
     tree = LabelTree(levels, tuple(tuple(map(str, range(CLASSES))) for _ in levels))
     examples = max(EXAMPLES, config.batch_size)
     note = (

@@ -5,7 +5,7 @@ import pytest
 
 from jaxcl import data
 from jaxcl.data import ArraySource, LabelTree
-from jaxcl.data.paths import ByPath
+from jaxcl.data.relabel import Relabelled
 
 # "left" stands under both parents; the third example ends early, the fifth has no label.
 TREE = LabelTree(("side", "part"), (("door", "wing"), ("left", "right", "unused")))
@@ -50,7 +50,7 @@ def test_every_path_has_its_own_number_and_name(wrap):
         np.testing.assert_array_equal(numbered[i]["label"], numbered.labels[i])
         np.testing.assert_array_equal(numbered[i]["image"], source()[i]["image"])
         assert numbered.name(i) == source().name(i)
-    assert isinstance(numbered, ByPath) == (wrap is Stream)
+    assert isinstance(numbered, Relabelled) == (wrap is Stream)
 
 
 def test_what_is_unambiguous_keeps_its_numbers():

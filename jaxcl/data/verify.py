@@ -1,0 +1,124 @@
+"""Says what a copy of a data set has, what is missing, and where it differs from what was published.
+
+    python -m jaxcl.data.verify --data=cub:CUB_200_2011
+    python -m jaxcl.data.verify --data=inaturalist:DIR --set dataset=2019
+    python -m jaxcl.data.verify --data=folder:DIR --set labels=path --decode
+
+It ends with status 1 if something is missing or differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+
+from jaxcl.data.base import BadExample, Source
+from jaxcl.data.config import DataConfig
+from jaxcl.data.folder import UNREADABLE
+from jaxcl.data.published import LAYOUTS
+from jaxcl.data.sources import load
+from jaxcl.data.split_file import class_names
+from jaxcl.data.splits import data_config
+
+SHOWN = 5
+"""Names of missing or bad files that are shown."""
+
+
+def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
+    """Looks through all splits of a data set.
+
+    Args:
+      config: the data.
+      decode: read and decode every image too.
+
+    Returns:
+      lines that say what was found, and in how many points something is missing or differs.
+    """
+    published: Mapping[str, Mapping[str, int]] = {}
+    if config.name in LAYOUTS and not config.classes_file:
+        published = LAYOUTS[config.name].counts(config.dataset)
+    lines: list[str] = []
+    problems = 0
+    for split in published or sorted(config.splits) or ["train"]:
+        try:
+            source = load(config, split)
+        except ValueError as error:
+            lines.append(f"{split}: {error}")
+            problems += 1
+            continue
+        found = {"images": len(source)} | {
+            level: len({name for name in class_names(source, level) if name is not None})
+            for level in source.tree.levels
+        }
+        expected = published.get(split, {})
+        wrong = {what for what, number in found.items() if expected.get(what, number) != number}
+        texts = [
+            f"{number:,} {what}" + (f" (published: {expected[what]:,})" if what in wrong else "")
+            for what, number in found.items()
+        ]
+        as_published = "; as published" if expected and not wrong else ""
+        lines.append(f"{split}: {', '.join(texts)}{as_published}")
+        problems += len(wrong)
+        for kind, names in (("missing", missing(source)), ("bad", bad(source) if decode else [])):
+            if names:
+                more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+                lines.append(f"  {len(names):,} files are {kind}: {', '.join(names[:SHOWN])}{more}")
+                problems += 1
+    return lines, problems
+
+
+def missing(source: Source) -> list[str]:
+    """The files that are listed and are not there."""
+    sizes = getattr(source, "sizes", ())
+    return [source.name(i) for i, size in enumerate(sizes) if size == UNREADABLE]
+
+
+def bad(source: Source) -> list[str]:
+    """The files that are there and cannot be decoded, with the reason."""
+    absent = set(missing(source))
+    found = []
+    for index in range(len(source)):
+        try:
+            source[index]
+        except BadExample as error:
+            if error.name not in absent:
+                found.append(str(error))
+    return found
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcl.data.verify",
+        description="Compares a data set with what was published.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--data", required=True, help="cub:DIR, inshop:DIR, folder:DIR, ...")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another setting of the data, as in dataset=2019",
+    )
+    parser.add_argument("--decode", action="store_true", help="decode every image too")
+    return parser.parse_args(list(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: prints what was found; status 1 if something is missing or differs."""
+    flags = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        lines, problems = verify(data_config(flags.data, flags.settings), flags.decode)
+    except (ValueError, OSError) as error:
+        sys.exit(f"jaxcl.data.verify: {error}")
+    print("\n".join(lines))
+    if problems:
+        sys.exit(f"jaxcl.data.verify: {problems} points differ from what was published or expected")
+    print("nothing is missing")
+
+
+if __name__ == "__main__":
+    main()
