@@ -6,6 +6,13 @@ at least float32.
 
 from jaxcl.losses.contrastive import info_nce, normalize, nt_xent, nt_xent_metrics, sup_con
 from jaxcl.losses.dictionary import info_nce_metrics
+from jaxcl.losses.hierarchical import (
+    hicone,
+    hierarchical_con,
+    hierarchical_terms,
+    himulcon,
+    himulcone,
+)
 from jaxcl.losses.supervised import (
     accuracy,
     cross_entropy,
@@ -17,6 +24,11 @@ from jaxcl.losses.supervised import (
 __all__ = [
     "accuracy",
     "cross_entropy",
+    "hicone",
+    "hierarchical_con",
+    "hierarchical_terms",
+    "himulcon",
+    "himulcone",
     "info_nce",
     "info_nce_metrics",
     "normalize",

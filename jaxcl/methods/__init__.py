@@ -1,6 +1,7 @@
 """The methods, by name."""
 
 from jaxcl.methods.base import Apply, LossOut, Method
+from jaxcl.methods.hierarchical import Hierarchical
 from jaxcl.methods.moco import MoCo
 from jaxcl.methods.simclr import SimCLR
 from jaxcl.methods.supcon import SupCon
@@ -13,11 +14,13 @@ METHODS: dict[str, type] = {
     "supcon": SupCon,
     "supcon_moco": SupConMoCo,
     "supervised": Supervised,
+    "hierarchical": Hierarchical,
 }
 
 __all__ = [
     "METHODS",
     "Apply",
+    "Hierarchical",
     "LossOut",
     "Method",
     "MoCo",

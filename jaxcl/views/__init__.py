@@ -17,6 +17,7 @@ from jaxcl.views.filters import Blur, Cutout, Noise, Sobel
 from jaxcl.views.geometry import Flip, Rotate
 from jaxcl.views.op import Op, as_float
 from jaxcl.views.ops import OPS
+from jaxcl.views.texture import Texture
 
 __all__ = [
     "OPS",
@@ -32,6 +33,7 @@ __all__ = [
     "Rotate",
     "Sobel",
     "Solarize",
+    "Texture",
     "View",
     "ViewProgram",
     "Views",

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +45,18 @@ class View:
       prob: op name -> probability of the op in this view, instead of the op's own.
       share: op name -> index of an earlier view whose drawn parameters (coin, order, ...) are used
         again.
+      differ: op name -> index of an earlier view, whose draw is not drawn here (`Op.sample_other`).
     """
 
     prob: Mapping[str, float] = dataclasses.field(default_factory=dict)
     share: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    differ: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.prob.items()), frozenset(self.share.items())))
+        return hash(tuple(frozenset(x.items()) for x in (self.prob, self.share, self.differ)))
+
+
+VIEW_FIELDS = tuple(field.name for field in dataclasses.fields(View))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,17 @@ class ViewProgram:
                         f"{where} has {name!r} in prob and in share: a shared op takes the coin of "
                         f"the view it shares with; drop one of the two"
                     )
+            for name, source in view.differ.items():
+                _check_known(name, names, f"{where}.differ: there is no op")
+                if not 0 <= source < index or name in self.views[source].differ:
+                    raise ValueError(
+                        f"{where}.differ[{name!r}] = {source!r}: expected the index of an earlier view "
+                        f"that draws {name!r} freely"
+                    )
+                if name in view.share:
+                    raise ValueError(
+                        f"{where} has {name!r} in share and in differ: it cannot be both; drop one"
+                    )
 
     def output_shape(self, shape: Shape) -> Shape:
         """(h, w, C) of the views of an image of `shape`."""
@@ -120,18 +136,43 @@ class ViewProgram:
             probs = jnp.asarray([view.prob.get(name, op.prob) for view in self.views], jnp.float32)
             sample = jax.vmap(functools.partial(op.sample, shape=shape))
             params = sample(keys[:, index], prob=probs)
+            if any(name in view.differ for view in self.views):
+                others = functools.partial(op.sample_other, shape=shape)
+                params = self._differing(name, params, others, keys[:, index], probs)
             drawn[name] = self._shared(name, params)
             shape = op.output_shape(shape)
         return drawn
+
+    def _sources(self, name: str) -> list[int]:
+        """For each view the one that drew the parameters that it has of an op."""
+        sources: list[int] = []
+        for index, view in enumerate(self.views):
+            sources.append(sources[view.share[name]] if name in view.share else index)
+        return sources
 
     def _shared(self, name: str, params: Params) -> Params:
         """Puts the parameters of the view that is shared in place of the view's own."""
         if not any(name in view.share for view in self.views):
             return params
-        source: list[int] = []
-        for index, view in enumerate(self.views):
-            source.append(source[view.share[name]] if name in view.share else index)
-        return jax.tree.map(lambda values: jnp.stack([values[i] for i in source]), params)
+        return _take(params, self._sources(name))
+
+    def _differing(
+        self,
+        name: str,
+        params: Params,
+        others: Callable[..., Params],
+        keys: jax.Array,
+        probs: jax.Array,
+    ) -> Params:
+        """Draws anew, where a view is to differ from another one."""
+        sources = self._sources(name)
+        other = [sources[view.differ.get(name, i)] for i, view in enumerate(self.views)]
+        new = jax.vmap(lambda key, prob, other: others(key, other=other, prob=prob))(
+            keys, probs, _take(params, other)
+        )
+        # Views that need not differ were compared with themselves: theirs is the first draw.
+        chosen = [(new if name in v.differ else params, i) for i, v in enumerate(self.views)]
+        return {field: jnp.stack([drawn[field][i] for drawn, i in chosen]) for field in params}
 
     def apply(self, image: jax.Array, drawn: Drawn) -> jax.Array:
         """Makes the views of one image from drawn parameters.
@@ -202,6 +243,10 @@ class ViewProgram:
                 f"{[name for name, _ in self.ops]}: crop on the device, or put the crop first"
             )
         name, crop = self.ops[0]
+        if any(name in view.differ for view in self.views):
+            raise ValueError(
+                f"views differ in {name!r}, which the host draws without regard to it: crop on the device"
+            )
         size = crop.output_shape((0, 0, 0))[:2]
         if images.ndim != 5 or images.shape[1:4] != (len(self.views), *size):
             raise ValueError(
@@ -216,7 +261,13 @@ def _without(view: View, name: str) -> View:
     return View(
         {op: prob for op, prob in view.prob.items() if op != name},
         {op: source for op, source in view.share.items() if op != name},
+        {op: source for op, source in view.differ.items() if op != name},
     )
+
+
+def _take(params: Params, views: Sequence[int]) -> Params:
+    """The parameters of the given views, in that order."""
+    return jax.tree.map(lambda values: jnp.stack([values[i] for i in views]), params)
 
 
 def _stable_index(name: str) -> int:
@@ -268,8 +319,8 @@ def build_program(spec: ViewsConfig) -> ViewProgram:
     views = []
     for index, entry in enumerate(spec.views):
         for field in entry:
-            _check_known(field, ("prob", "share"), f"views[{index}]: a view has no field")
-        views.append(View(dict(entry.get("prob", {})), dict(entry.get("share", {}))))
+            _check_known(field, VIEW_FIELDS, f"views[{index}]: a view has no field")
+        views.append(View(**{field: dict(values) for field, values in entry.items()}))
     return ViewProgram(tuple(ops), tuple(views))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxcl.views.op import Op, Params, Shape, check_range, uniform, uniform_index
+from jaxcl.views.op import Op, Params, Shape, check_range, uniform, uniform_index, unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,33 @@ class Rotate(Op):
             return {"angle": uniform(bits[0], *self.between)}
         angles = jnp.asarray(self.angles, jnp.result_type(float))
         return {"angle": angles[uniform_index(bits[0], len(self.angles))]}
+
+    def sample_other(
+        self, key: jax.Array, shape: Shape, other: Params, prob: jax.Array | float | None = None
+    ) -> Params:
+        """Draws one of the angles that do not turn the image as `other` does, each equally likely.
+
+        The coin is tossed as in `sample`, but is on where off would be the same.
+
+        Raises:
+          ValueError: there are no two different angles.
+        """
+        if self.between is not None:
+            return super().sample_other(key, shape, other, prob)
+        if len({angle % 360 for angle in self.angles}) < 2:
+            raise ValueError(
+                f"Rotate.angles = {self.angles}: an angle that differs from another view's needs two "
+                f"different angles to choose from"
+            )
+        # The same bits as in `sample`, so that the coin is the same.
+        bits = jax.random.bits(key, (1 + self.words,), jnp.uint32)
+        on = unit(bits[0]) < (self.prob if prob is None else prob)
+        angles = jnp.asarray(self.angles, jnp.result_type(float))
+        turned = jnp.where(other["on"], other["angle"], 0) % 360
+        allowed = angles % 360 != turned
+        number = uniform_index(bits[1], jnp.sum(allowed))
+        chosen = jnp.argmax(allowed & (jnp.cumsum(allowed) - 1 == number))
+        return {"on": on | (turned == 0), "angle": angles[chosen]}
 
     def transform(self, image: jax.Array, params: Params) -> jax.Array:
         """Rotates f[H,W,C] by ``"angle"``.

@@ -137,6 +137,23 @@ class Op(abc.ABC):
         on = unit(bits[0]) < (self.prob if prob is None else prob)
         return {"on": on, **self.draw(bits[1:], shape)}
 
+    def sample_other(
+        self, key: jax.Array, shape: Shape, other: Params, prob: jax.Array | float | None = None
+    ) -> Params:
+        """Draws as `sample`, but never what `other` does.
+
+        Amounts from a range differ by themselves, so that the coin is on wherever the other's is off;
+        where there is nothing but the coin it is the opposite one.
+
+        Args:
+          key: a key of this example and this op.
+          shape: (H, W, C) of the image that the parameters will be applied to.
+          other: parameters of this op.
+          prob: probability instead of `self.prob`; may be traced.
+        """
+        params = self.sample(key, shape, prob)
+        return {**params, "on": ~other["on"] | (params["on"] & (self.words > 0))}
+
     def apply(self, image: jax.Array, params: Params) -> jax.Array:
         """Applies drawn parameters to uint8 or float [H,W,C]; returns floats as `as_float` does."""
         image = as_float(image)

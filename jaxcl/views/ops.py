@@ -8,6 +8,7 @@ from jaxcl.views.crop import Crop
 from jaxcl.views.filters import Blur, Cutout, Noise, Sobel
 from jaxcl.views.geometry import Flip, Rotate
 from jaxcl.views.op import Op
+from jaxcl.views.texture import Texture
 
 OPS: Mapping[str, type[Op]] = MappingProxyType(
     {
@@ -21,5 +22,6 @@ OPS: Mapping[str, type[Op]] = MappingProxyType(
         "sobel": Sobel,
         "cutout": Cutout,
         "noise": Noise,
+        "texture": Texture,
     }
 )

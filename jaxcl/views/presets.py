@@ -4,6 +4,7 @@ Probabilities and strengths are those of the released code. Normalisation by mea
 deviation, where a method has it, belongs to the model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 Preset = dict[str, Any]
@@ -170,37 +171,82 @@ def hierarchical(size: int = 224) -> Preset:
     )
 
 
-def looc(size: int = 224, shared: tuple[str, ...] = ("rotate", "color")) -> Preset:
-    """LooC (Xiao et al., 2021): a query, a key with nothing shared, and a key for each of `shared`.
+def leave_one_out(
+    preset: Preset, factors: Mapping[str, tuple[str, ...]], guarantee_different: bool = False
+) -> Preset:
+    """The views of LooC (Xiao et al., 2021), of any ops: a query, a key with nothing shared, and a key for each factor.
 
-    View 0 is the query q, view 1 the key k_0, and view i + 1 the key k_i, which repeats what q drew
-    for the i-th family; crop, flip and blur are always drawn anew. Rotation is by 0, 90, 180 or 270
-    degrees and comes before the crop, so that images have to be square.
+    View 0 is the query q, view 1 the key k_0, and view i + 1 the key k_i, which repeats what q drew for the ops of the i-th
+    factor, coins included. Everything else is drawn anew for each view.
+
+    Args:
+      preset: order and ops.
+      factors: name -> the ops of that factor, in the order of the heads.
+      guarantee_different: each key's draw of the factors that it does not share differs from q's: by chance it may be the same
+        (one angle of four), and then pushes away what it should not. Of a factor of several ops the first one differs.
+
+    Raises:
+      ValueError: a factor without ops, or with ops that the preset has not.
+    """
+    for factor, ops in factors.items():
+        unknown = [op for op in ops if op not in preset["order"]]
+        if unknown or not ops:
+            raise ValueError(
+                f"factor {factor!r} = {ops}: expected one or more of the ops {preset['order']}"
+            )
+    views: list[dict[str, dict[str, int]]] = [{}]
+    for own in ("", *factors):
+        view = {"share": dict.fromkeys(factors[own], 0)} if own else {}
+        if guarantee_different and (rest := [ops[0] for f, ops in factors.items() if f != own]):
+            view["differ"] = dict.fromkeys(rest, 0)
+        views.append(view)
+    return preset | {"views": tuple(views)}
+
+
+LOOC_FAMILIES = {"rotate": ("rotate",), "color": ("jitter", "gray"), "texture": ("texture",)}
+"""The paper's augmentations; colour is one family of two ops."""
+
+
+def looc(
+    size: int = 224,
+    shared: tuple[str, ...] = ("rotate", "color"),
+    angles: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0),
+    upright_flip: bool = False,
+    guarantee_different: bool = False,
+) -> Preset:
+    """LooC (Xiao et al., 2021) on MoCo v2's ops, with rotation and texture where they are named.
+
+    Views are as `leave_one_out` says.
 
     Args:
       size: side of the views in pixels.
-      shared: families in the order of the heads: "rotate", "color" (jitter and gray).
+      shared: factors in the order of the heads: "rotate", "color" (jitter and gray), "texture", or the name of any other op here.
+      angles: of the rotation; (90, 180, 270) always turns the image.
+      upright_flip: False: rotation comes first, then crop and flip, so that images have to be square. A flip turns a rotation
+        by 90 degrees into one by 270. True: crop, flip, then rotation, which every image allows, also with crops from the
+        host, and the angle is what one sees.
+      guarantee_different: see `leave_one_out`.
 
     Raises:
-      ValueError: an unknown family.
+      ValueError: an unknown factor.
     """
-    families = {"rotate": ("rotate",), "color": ("jitter", "gray")}
+    rotate = {"rotate": {"angles": angles}} if "rotate" in shared else {}
+    crop = {"crop": _pillow_crop(size, 0.2), "flip": {"prob": 0.5}}
+    ops: dict[str, dict[str, Any]] = {
+        **({**crop, **rotate} if upright_flip else {**rotate, **crop}),
+        **({"texture": {}} if "texture" in shared else {}),
+        "jitter": _pillow_jitter(0.4, 0.4, 0.4, 0.1, prob=0.8),
+        "gray": {"prob": 0.2},
+        "blur": dict(_PILLOW_BLUR),
+    }
+    families = {**{name: (name,) for name in ops}, **LOOC_FAMILIES}
     for family in shared:
         if family not in families:
             raise ValueError(
                 f"shared: unknown family {family!r}; expected some of {tuple(families)}"
             )
-    ops: dict[str, dict[str, Any]] = {
-        "crop": _pillow_crop(size, 0.2),
-        "flip": {"prob": 0.5},
-        "jitter": _pillow_jitter(0.4, 0.4, 0.4, 0.1, prob=0.8),
-        "gray": {"prob": 0.2},
-        "blur": dict(_PILLOW_BLUR),
-    }
-    if "rotate" in shared:
-        ops = {"rotate": {"angles": (0.0, 90.0, 180.0, 270.0)}, **ops}
-    keys = tuple({"share": dict.fromkeys(families[family], 0)} for family in shared)
-    return _preset(ops) | {"views": ({}, {}, *keys)}
+    factors = {family: families[family] for family in shared}
+    return leave_one_out(_preset(ops), factors, guarantee_different)
 
 
 def crop_flip(size: int = 224, views: int = 1, smallest_crop: float = 0.08) -> Preset:

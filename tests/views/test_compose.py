@@ -24,6 +24,7 @@ ALL = views.ViewsConfig(
         "sobel": {"prob": 0.1},
         "cutout": {"prob": 0.5},
         "noise": {"prob": 0.5},
+        "texture": {"prob": 0.5},
     },
     views=(
         {},
