@@ -13,6 +13,11 @@ from jaxcl.losses.hierarchical import (
     himulcon,
     himulcone,
 )
+from jaxcl.losses.leave_one_out import (
+    leave_one_out,
+    leave_one_out_metrics,
+    leave_one_out_terms,
+)
 from jaxcl.losses.supervised import (
     accuracy,
     cross_entropy,
@@ -31,6 +36,9 @@ __all__ = [
     "himulcone",
     "info_nce",
     "info_nce_metrics",
+    "leave_one_out",
+    "leave_one_out_metrics",
+    "leave_one_out_terms",
     "normalize",
     "nt_xent",
     "nt_xent_metrics",

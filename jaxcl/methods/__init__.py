@@ -2,6 +2,7 @@
 
 from jaxcl.methods.base import Apply, LossOut, Method
 from jaxcl.methods.hierarchical import Hierarchical
+from jaxcl.methods.looc import LooC
 from jaxcl.methods.moco import MoCo
 from jaxcl.methods.simclr import SimCLR
 from jaxcl.methods.supcon import SupCon
@@ -15,12 +16,14 @@ METHODS: dict[str, type] = {
     "supcon_moco": SupConMoCo,
     "supervised": Supervised,
     "hierarchical": Hierarchical,
+    "looc": LooC,
 }
 
 __all__ = [
     "METHODS",
     "Apply",
     "Hierarchical",
+    "LooC",
     "LossOut",
     "Method",
     "MoCo",

@@ -30,22 +30,21 @@ import jax.numpy as jnp
 
 from jaxcl import losses
 from jaxcl.methods.base import Apply, LossOut, PyTree
-from jaxcl.methods.memory import FILLS, Bank, Queue, ema
-from jaxcl.methods.shuffle import Shuffle
+from jaxcl.methods.memory import FILLS, Bank, Queue
+from jaxcl.methods.momentum import MomentumEncoder
 from jaxcl.models import HeadOn, HeadSpec
-from jaxcl.views import ViewProgram, Views
+from jaxcl.views import Views
 
 KEY_HEADS = ("projection",)
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo:
+class MoCo(MomentumEncoder):
     """MoCo, versions 1 to 3.
 
+    Its views are two without shared parameters, or one for "memory_bank". Its settings are those of `MomentumEncoder`, and
+
     Attributes:
-      views: two views without shared parameters; one for "memory_bank".
-      bn_groups: of the network's BatchNorms.
-      total_steps: length of the training, for the momentum's schedule.
       examples: images of the training data, for "memory_bank".
       levels: levels of their labels.
       mechanism: what the negatives are: "queue", keys of earlier batches; "batch", the batch's other keys (version 3);
@@ -60,17 +59,9 @@ class MoCo:
       queue_size: K, keys of the queue or rows drawn from the bank. Any number, whatever the batch.
       fill: slots that hold no key yet are left out ("mask") or hold random directions ("noise", the official code). Either way
         the loss rises at first, as real keys come in. An image that the bank has not seen is its own positive under "mask".
-      momentum: m of the key encoder.
-      momentum_schedule: "constant", or "cosine" from m to 1 over the training (version 3).
       bank_momentum: weight of what a row of the bank was before (its code: 0.5).
-      bn: BatchNorm of the keys. "shuffle": statistics by groups, of other rows than the queries' (versions 1 and 2). "groups": of
-        the same rows, which lets the queries cheat (the ablation). "global": one group for all (version 3). "ema": no statistics of
-        the batch at all but the average of the query encoder's running ones (Cai et al., CVPR 2021).
     """
 
-    views: ViewProgram
-    bn_groups: int = 8
-    total_steps: int = 0
     examples: int = 0
     levels: int = 0
     mechanism: str = "queue"
@@ -86,27 +77,13 @@ class MoCo:
     scale_by_temperature: bool = False
     queue_size: int = 65536
     fill: str = "mask"
-    momentum: float = 0.999
-    momentum_schedule: str = "constant"
     bank_momentum: float = 0.5
-    bn: str = "shuffle"
 
     def __post_init__(self) -> None:
-        for field, choices in (
-            ("mechanism", ("queue", "batch", "end_to_end", "memory_bank")),
-            ("fill", FILLS),
-            ("momentum_schedule", ("constant", "cosine")),
-            ("bn", ("shuffle", "groups", "global", "ema")),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"method.{field}={getattr(self, field)!r}: expected one of {', '.join(choices)}"
-                )
-        for field in ("momentum", "bank_momentum"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(
-                    f"method.{field}={getattr(self, field)}: expected a number from 0 to 1"
-                )
+        super().__post_init__()
+        self.check_choice("mechanism", ("queue", "batch", "end_to_end", "memory_bank"))
+        self.check_choice("fill", FILLS)
+        self.check_share("bank_momentum")
         if self.temperature <= 0:
             raise ValueError(f"method.temperature={self.temperature}: expected a number above 0")
         if self.queue_size < 1:
@@ -131,15 +108,7 @@ class MoCo:
             raise ValueError(
                 "method.bn='ema' with mechanism='end_to_end': there is no key encoder; choose shuffle, groups or global"
             )
-        if self.bn in ("shuffle", "groups") and self.bn_groups == 1 and not bank:
-            raise ValueError(
-                f"method.bn={self.bn!r} with model.bn_groups=1, which is global: set model.bn_groups (the paper's machines:"
-                " 8), or method.bn='global'"
-            )
-        if self.bn == "global" and self.bn_groups > 1:
-            raise ValueError(
-                f"method.bn='global' with model.bn_groups={self.bn_groups}: set model.bn_groups=1, or another method.bn"
-            )
+        self.check_groups(keys=not bank)
 
     @property
     def heads(self) -> Mapping[str, HeadSpec | HeadOn]:
@@ -171,22 +140,6 @@ class MoCo:
         size = self.queue_size + 1 if self.remembers else batch_size
         return self.factor * len(self.directions) * math.log(size)
 
-    def key_momentum(self, step: jax.Array) -> jax.Array | float:
-        """m after `step` completed updates.
-
-        Raises:
-          ValueError: it follows a schedule whose length is not known.
-        """
-        if self.momentum_schedule == "constant":
-            return self.momentum
-        if not self.total_steps:
-            raise ValueError(
-                "method.momentum_schedule='cosine': the length of the training is not known: it comes from the run"
-                " (Config.for_run), or give total_steps"
-            )
-        part = jnp.minimum(jnp.asarray(step, float) / self.total_steps, 1)
-        return 1 - (1 - self.momentum) * (1 + jnp.cos(jnp.pi * part)) / 2
-
     def init_params(self, key: jax.Array) -> PyTree:
         """Nothing of its own to train."""
         return {}
@@ -208,11 +161,7 @@ class MoCo:
                     " (Config.for_run), or give examples"
                 )
             return {"bank": Bank.empty(self.examples, width, key, self.fill, dtype)}
-        parts = ("backbone", *(f"head_{head}" for head in KEY_HEADS))
-        extra = {
-            f"key_{kind}": {part: tree[part] for part in parts if part in tree}
-            for kind, tree in (("params", variables["params"]), ("stats", variables["batch_stats"]))
-        }
+        extra = self.init_encoder(variables, KEY_HEADS)
         if self.mechanism == "batch":
             return extra
         queue = Queue.empty(self.queue_size, width, self.levels, key, self.fill, dtype)
@@ -289,34 +238,17 @@ class MoCo:
         key: jax.Array,
     ) -> tuple[jax.Array, PyTree]:
         """Keys float[N,D] of images float[N,h,w,C], in their order, and the encoder's batch_stats."""
-        if self.bn == "ema":
-            (_, heads), _ = apply(params, batch_stats, images, False, key, heads=KEY_HEADS)
-            return heads["projection"][-1], batch_stats
-        if self.bn != "shuffle":
-            (_, heads), batch_stats = apply(params, batch_stats, images, True, key, heads=KEY_HEADS)
-            return heads["projection"][-1], batch_stats
-        shuffle = Shuffle.draw(key, len(images))
-        (_, heads), batch_stats = apply(
-            params, batch_stats, shuffle(images), True, key, heads=KEY_HEADS
-        )
-        return shuffle.undo(heads["projection"][-1]), batch_stats
+        z, batch_stats = self.encode(apply, params, batch_stats, images, key, KEY_HEADS)
+        return z["projection"], batch_stats
 
     def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
-        """Moves the key encoder, and puts the keys into the queue or the bank.
-
-        The papers move the key encoder before they use it, by the parameters before the step's update. Here it moves at the end
-        of a step, for the next one: the same, as the first of those moves has nothing to do.
-        """
+        """Moves the key encoder, and puts the keys into the queue or the bank."""
         if self.mechanism == "end_to_end":
             return extra
         if self.mechanism == "memory_bank":
             bank = extra["bank"].update(carry["index"], carry["z"], self.bank_momentum)
             return {"bank": bank}
-        m, stats = self.key_momentum(step), carry["stats"]
-        new = {
-            "key_params": ema(extra["key_params"], params, m),
-            "key_stats": ema(extra["key_stats"], stats, m) if self.bn == "ema" else stats,
-        }
+        new = self.move_encoder(extra, params, carry["stats"], step)
         if self.mechanism == "queue":
             new["queue"] = extra["queue"].push(carry["keys"], carry["labels"])
         return new

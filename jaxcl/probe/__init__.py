@@ -17,6 +17,7 @@ from jaxcl.probe.inputs import (
 from jaxcl.probe.networks import PIXELS, TRAINED, UNTRAINED, Networks
 from jaxcl.probe.options import EVALUATIONS, Options, ProbeError, parse
 from jaxcl.probe.run import RESULTS, append, main, probe
+from jaxcl.probe.spaces import Spaces
 
 __all__ = [
     "EVALUATIONS",
@@ -30,6 +31,7 @@ __all__ = [
     "Networks",
     "Options",
     "ProbeError",
+    "Spaces",
     "Splits",
     "append",
     "find_step",

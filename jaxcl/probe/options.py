@@ -25,7 +25,7 @@ class Options:
       workdir: of the run.
       step: "newest", "best" (by online kNN), or the number of a step.
       evaluations: some of `EVALUATIONS`.
-      layer: "h", "z", "z:HEAD", "head:K" or "head:HEAD:K"; see `Layer.parse`.
+      layer: "h", "z", "z:HEAD", "head:K", "head:HEAD:K", "heads" or "heads:hidden"; see `Layer.parse`.
       labels: shares of the labels for linear, sgd and finetune; 1 is all.
       levels: names of the label levels; () for the run's, or all that training and test images
         share.
@@ -138,7 +138,11 @@ def parse(argv: Sequence[str]) -> Options:
         "evaluations",
         type=names,
     )
-    flag("layer", "h; z or z:HEAD; head:K or head:HEAD:K, the K-th layer of a head")
+    flag(
+        "layer",
+        "h; z or z:HEAD; head:K or head:HEAD:K, the K-th layer of a head; heads or heads:hidden, the "
+        "outputs or last hidden layers of all heads side by side",
+    )
     flag("labels", "shares of the labels, as in 0.01,0.1,1 (default: 1)", type=shares)
     flag("levels", "label levels, by name (default: all that can be scored)", type=names)
     flag(

@@ -12,6 +12,7 @@ from jaxcl.report.images import Gallery
 from jaxcl.report.maps import Map
 from jaxcl.report.page import Report, Section, render, write_report
 from jaxcl.report.sheets import Neighbours, Pairs
+from jaxcl.report.spaces import SpaceSheet, spaces_png
 from jaxcl.report.tables import Confusion, Results
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "Report",
     "Results",
     "Section",
+    "SpaceSheet",
     "layout",
     "nearest",
     "render",
+    "spaces_png",
     "write_report",
 ]
