@@ -68,6 +68,7 @@ __all__ = [
     "Relation",
     "Stat",
     "Stats",
+    "ambient_mesh",
     "choose",
     "row_stats",
 ]
@@ -146,7 +147,7 @@ def row_stats(
     Raises:
         ValueError: a form that is unknown or impossible for the mesh, shapes that do not fit.
     """
-    mesh = _ambient_mesh(axis) if mesh is None else mesh
+    mesh = ambient_mesh(axis) if mesh is None else mesh
     _check(queries, keys, query_meta, key_meta, impl, kernel, mesh, axis, keys_everywhere)
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
     queries = queries.astype(dtype)
@@ -212,7 +213,7 @@ def choose(
     return "ring" if devices > 1 and rows // devices >= RING_ROWS else "tiled"
 
 
-def _ambient_mesh(axis: str) -> AbstractMesh | None:
+def ambient_mesh(axis: str = "data") -> AbstractMesh | None:
     """The mesh set by `jax.set_mesh` if it has the axis, and we are not inside a shard of it."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

@@ -3,6 +3,7 @@
 from jaxcl.methods.base import Apply, LossOut, Method
 from jaxcl.methods.hierarchical import Hierarchical
 from jaxcl.methods.looc import LooC
+from jaxcl.methods.metric import Metric
 from jaxcl.methods.moco import MoCo
 from jaxcl.methods.simclr import SimCLR
 from jaxcl.methods.supcon import SupCon
@@ -17,6 +18,7 @@ METHODS: dict[str, type] = {
     "supervised": Supervised,
     "hierarchical": Hierarchical,
     "looc": LooC,
+    "metric": Metric,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "LooC",
     "LossOut",
     "Method",
+    "Metric",
     "MoCo",
     "SimCLR",
     "SupCon",

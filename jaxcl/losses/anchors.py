@@ -1,0 +1,229 @@
+"""Anchors against keys, a block of anchors at a time: for losses that need more of a pair than an inner product.
+
+The losses of metric learning look at distances of any kind, compare them with margins and with each other, and so
+cannot be had from the log-sum-exps of `nce` alone. Here a function sees the distances of some anchors to all keys,
+``[b, K]``, and gives some numbers for each anchor. Blocks are made anew in the backward pass, so that memory is linear
+in the anchors; on several devices each has its share of the anchors, and every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcl.losses.contrastive import normalize
+from jaxcl.losses.distances import Distance
+from jaxcl.losses.nce import AnyMesh, ambient_mesh
+from jaxcl.losses.spread import Places, spread
+from jaxcl.losses.tiles import fill_up, tile_size
+
+PyTree = Any
+T = TypeVar("T")
+
+# Distances of a block, in elements; 4 MiB in float32, of which some are there at a time.
+ELEMENTS = 2**20
+
+
+class Reference(NamedTuple):
+    """Further keys, which are no anchors, such as the embeddings of earlier batches (XBM, Wang et al., CVPR 2020).
+
+    Attributes:
+        z: ``float[K, D]``; no gradient flows into them.
+        labels: ``int[K]``; a negative one is unknown.
+        valid: ``bool[K]``, the keys that are to be used; None for all.
+    """
+
+    z: jax.Array
+    labels: jax.Array
+    valid: jax.Array | None = None
+
+
+class Held(NamedTuple):
+    """What a block of anchors is held against.
+
+    Attributes:
+        d: ``[b, K]``, the distances.
+        positive: ``bool[b, K]``, keys of the anchor's label, without the anchor itself.
+        negative: ``bool[b, K]``, keys of other labels, the unknown ones among them.
+    """
+
+    d: jax.Array
+    positive: jax.Array
+    negative: jax.Array
+
+
+class Sides(NamedTuple):
+    """Anchors and keys, as `over_anchors` takes them.
+
+    Attributes:
+        anchors: "z" ``[N, D]``, "label" and "index" ``[N]``.
+        keys: "z" ``[K, D]``, "label", "index" and "valid" ``[K]``; the anchors come first.
+        distance: of an anchor and a key.
+        normalized: whether the rows are of length 1.
+    """
+
+    anchors: dict[str, jax.Array]
+    keys: dict[str, jax.Array]
+    distance: Distance
+    normalized: bool
+
+    @property
+    def dtype(self) -> Any:
+        """Of the distances."""
+        return self.anchors["z"].dtype
+
+    @property
+    def by_products(self) -> bool:
+        """Whether a distance falls as the inner product of the rows rises, and hangs on nothing else."""
+        name = self.distance.name
+        return name == "dot" or (self.normalized and name in ("l2", "squared_l2", "cosine"))
+
+
+def sides(
+    function: str,
+    z: jax.Array,
+    labels: jax.Array,
+    reference: Reference | None,
+    distance: Distance | str,
+    normalized: bool,
+) -> Sides:
+    """The anchors, and what they are held against: each other, and the reference.
+
+    Raises:
+        ValueError: arrays that do not fit, or an unknown distance; names `function`.
+    """
+    check_rows(function, z, labels)
+    z = prepared(z, normalized)
+    index = jnp.arange(len(z), dtype=jnp.int32)
+    anchors = {"z": z, "label": labels.astype(jnp.int32), "index": index}
+    keys = {**anchors, "valid": jnp.ones(len(z), bool)}
+    if reference is not None:
+        further = reference_rows(function, z, reference, normalized)
+        keys = {name: jnp.concatenate([x, further[name]]) for name, x in keys.items()}
+    distance = Distance(distance) if isinstance(distance, str) else distance
+    return Sides(anchors, keys, distance, normalized)
+
+
+def prepared(z: jax.Array, normalized: bool) -> jax.Array:
+    """Embeddings in at least float32, normalised if they are to be."""
+    return normalize(z) if normalized else z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
+def reference_rows(
+    function: str, z: jax.Array, reference: Reference, normalized: bool
+) -> dict[str, jax.Array]:
+    """A reference as keys, none of which is an anchor.
+
+    Raises:
+        ValueError: arrays that do not fit.
+    """
+    further, labels, valid = reference
+    count = len(labels)
+    valid = jnp.ones(count, bool) if valid is None else valid
+    if (
+        further.shape != (count, z.shape[1])
+        or labels.ndim != 1
+        or not jnp.issubdtype(labels.dtype, jnp.integer)
+        or valid.shape != labels.shape
+    ):
+        raise ValueError(
+            f"{function}: reference must be z[K, {z.shape[1]}], labels int[K] and valid bool[K]; got "
+            f"{list(further.shape)}, {labels.dtype}{list(labels.shape)} and {valid.dtype}{list(valid.shape)}."
+        )
+    return {
+        "z": lax.stop_gradient(prepared(further, normalized)).astype(z.dtype),
+        "label": labels.astype(jnp.int32),
+        "index": jnp.full(count, -1, jnp.int32),
+        "valid": valid,
+    }
+
+
+def held(anchors: dict[str, jax.Array], keys: dict[str, jax.Array], distance: Distance) -> Held:
+    """The distances of some anchors to all keys, and which are of their labels."""
+    label = anchors["label"][:, None]
+    same = (label == keys["label"][None, :]) & (label >= 0)
+    other = (anchors["index"][:, None] != keys["index"][None, :]) & keys["valid"][None, :]
+    return Held(distance.of_pairs(anchors["z"], keys["z"]), other & same, other & ~same)
+
+
+def over_anchors(
+    block: Callable[[Any, Any], T],
+    anchors: PyTree,
+    whole: PyTree,
+    columns: int,
+    *,
+    mesh: AnyMesh | None = None,
+    axis: str = "data",
+) -> T:
+    """``block(anchors, whole)`` for all anchors, some at a time.
+
+    Args:
+        block: a function of leaves ``[b, ...]`` of the anchors and all of `whole`, to leaves ``[b, ...]``; it closes over
+            no arrays.
+        anchors: leaves ``[N, ...]``.
+        whole: what each block needs all of, such as the keys.
+        columns: how many elements a block makes for each anchor.
+        mesh: over whose axis `axis` the anchors are, or are to be, sharded; None takes the mesh set by
+            `jax.set_mesh`, if any.
+        axis: name of that axis.
+
+    Raises:
+        ValueError: the anchors do not divide over the devices.
+    """
+    mesh = ambient_mesh(axis) if mesh is None else mesh
+    count = len(jax.tree.leaves(anchors)[0])
+    devices = 1 if mesh is None else mesh.shape[axis]
+    if count % devices:
+        raise ValueError(
+            f'{count} anchors do not divide over the {devices} devices of mesh axis "{axis}"; change the batch.'
+        )
+
+    def share(whole: PyTree, anchors: PyTree) -> T:
+        own = len(jax.tree.leaves(anchors)[0])
+        size = tile_size(own, max(1, ELEMENTS // max(1, columns)))
+        once = jax.checkpoint(lambda some: block(some, whole))
+        if size >= own:
+            return once(anchors)
+        cut = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fill_up(anchors, size))
+        out = lax.map(once, cut)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:own], out)
+
+    places = Places(mesh if devices > 1 else None, axis, ring=False, keys_everywhere=True)
+    return spread(places, share, (whole,), (anchors,))
+
+
+def check_rows(function: str, z: jax.Array, labels: jax.Array) -> None:
+    """Refuses what is not z[N, D] with labels[N].
+
+    Raises:
+        ValueError: names `function`, what was expected and what came.
+    """
+    if z.ndim != 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(
+            f"{function}: z must be float[rows, features], neither of them 0; got {z.dtype}{list(z.shape)}."
+        )
+    if labels.shape != z.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"{function}: labels must be int[{len(z)}], one for each row of z; got {labels.dtype}"
+            f"{list(labels.shape)}."
+        )
+
+
+def check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is none of the choices.
+
+    Raises:
+        ValueError: names `function`, the argument and the choices.
+    """
+    if value not in choices:
+        known = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{function}: {name} must be one of {known}, got {value!r}.")
+
+
+def mean_of(total: jax.Array, count: jax.Array) -> jax.Array:
+    """Sums over anchors as a mean: ``sum(total) / sum(count)``, and 0, with gradient 0, of nothing."""
+    return jnp.sum(total) / jnp.maximum(jnp.sum(lax.stop_gradient(count)), 1)

@@ -1,0 +1,305 @@
+"""Metric learning: an embedding in which images of a class are near each other and far from others, for search and matching.
+
+One view of an image is usual, batches hold several images of each class (`data.sampler="m_per_class"`), and the embedding is
+the output of a head on the encoder. The losses are those of `jaxcl.losses`, each with the mining that goes with it; batches are
+global, and so is what is mined. Proxies and learned borders are the method's own parameters: `optim.method_lr` is theirs.
+
+A memory (XBM: Wang et al., CVPR 2020) keeps embeddings and labels of the last batches, as further positives and negatives of
+the anchors, without a key encoder: embeddings drift slowly once the first steps are over, which is what `memory_start` waits for.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl import losses
+from jaxcl.methods.base import Apply, LossOut, PyTree
+from jaxcl.methods.labels import LabelLevels
+from jaxcl.methods.memory import Queue
+from jaxcl.methods.metric_losses import ABOVE_ZERO, CHOICES, LOSSES, Given, Spec
+from jaxcl.methods.moco import dictionary_metrics
+from jaxcl.methods.supcon import same_class
+from jaxcl.models import HeadSpec
+from jaxcl.views import ViewProgram, Views
+
+IMAGE = "image"
+"""The level at which every image is a class of its own."""
+
+UNKNOWN = 2**30
+"""Labels from here on are of images without one, whose views agree with each other alone."""
+
+DRAWS = 1
+"""Folded into the step's key: for what the loss draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Metric learning.
+
+    Fields from `margin` on are of some losses only; None is the loss's own default. Another value of a field that the loss does
+    not have is refused.
+
+    Attributes:
+      views: one view of each image or more, without shared parameters.
+      labels: what the training data have.
+      projection: the head whose output is the embedding.
+      objective: one of `LOSSES`; see the function of that name in `jaxcl.losses` ("margin" is `margin_loss`, "nt_xent"
+        `nt_xent_pairs`).
+      mining: which pairs or triplets; None for the loss's default, which is all of them.
+      level: the label level to learn: its name or number (0 is the coarsest, -1 the finest); "" is the finest; "image": every
+        image is a class of its own, whose members are its views. An image without a label has its own views for positives.
+      memory_size: embeddings of earlier batches that are kept; 0 for none.
+      memory_start: completed updates before they are used.
+      margin: of "hadsell", "triplet", "margin", "circle", "proxy_anchor" and, in degrees, "arcface".
+      pos_margin: of "margin_contrastive" and "lifted_structure".
+      neg_margin: of the same.
+      distance: of "margin_contrastive", "hadsell", "triplet", "margin" and "lifted_structure".
+      reduction: "nonzero" or "mean", of "margin_contrastive", "triplet" and "margin".
+      swap: of "triplet".
+      smooth: of "triplet".
+      temperature: of "nt_xent" and "nt_logistic".
+      scale: of "circle", "nca", "proxy_nca" and "arcface".
+      alpha: of "multi_similarity" and "proxy_anchor".
+      beta: of "multi_similarity"; of "margin" the border, or where it starts.
+      learn_beta: whether "margin" learns its border: "no", "one" for all, or one for each "class".
+      nu: of "margin".
+      base: of "multi_similarity".
+      epsilon: of the mining "multi_similarity".
+      bins: of "fast_ap".
+      l2: of "n_pairs".
+      denominator: of "proxy_nca".
+      classes: proxies, or learned borders; 0 for as many as the data have.
+    """
+
+    views: ViewProgram
+    labels: LabelLevels = dataclasses.field(default_factory=LabelLevels)
+    projection: HeadSpec = dataclasses.field(
+        default_factory=lambda: HeadSpec(layers=(128,), batch_norm=False, bias=True, init_std=None)
+    )
+    objective: str = "triplet"
+    mining: str | None = None
+    level: str = ""
+    memory_size: int = 0
+    memory_start: int = 0
+    margin: float | None = None
+    pos_margin: float | None = None
+    neg_margin: float | None = None
+    distance: str | None = None
+    reduction: str | None = None
+    swap: bool | None = None
+    smooth: bool | None = None
+    temperature: float | None = None
+    scale: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    learn_beta: str | None = None
+    nu: float | None = None
+    base: float | None = None
+    epsilon: float | None = None
+    bins: int | None = None
+    l2: float | None = None
+    denominator: str | None = None
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in LOSSES:
+            raise ValueError(
+                f"method.objective={self.objective!r}: expected one of {', '.join(LOSSES)}"
+            )
+        self._check_settings()
+        self._check_memory()
+        by_image = self.level == IMAGE
+        if by_image and len(self.views.views) < 2:
+            raise ValueError(
+                "method.level='image' with one view of each image, so that there are no positives: add a view to views.views"
+            )
+        if by_image and self.trains_classes:
+            raise ValueError(
+                f"method.level='image': {self.objective!r} trains something for each class; expected a label level"
+                + (", or learn_beta='one'" if self.objective == "margin" else "")
+            )
+        if self.classes and not self.trains_classes:
+            raise ValueError(
+                f"method.classes={self.classes}: {self.objective!r} trains nothing for each class; expected 0"
+            )
+        if self.labels.names and not by_image:
+            self.labels.column(self.level)
+            if self.trains_classes:
+                self.labels.class_count(self.level, self.classes)
+
+    def _check_settings(self) -> None:
+        for field in sorted({name for spec in LOSSES.values() for name in spec.settings}):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if field not in self.spec.settings:
+                raise ValueError(
+                    f"method.{field}={value!r} does nothing in the loss {self.objective!r}, which has"
+                    f" {', '.join(self.spec.settings)}; leave it at None"
+                )
+            if field in CHOICES and value not in CHOICES[field]:
+                raise ValueError(
+                    f"method.{field}={value!r}: expected one of {', '.join(CHOICES[field])}"
+                )
+            if field in ABOVE_ZERO and not value > 0:
+                raise ValueError(f"method.{field}={value}: expected a number above 0")
+        if self.mined not in self.spec.minings:
+            raise ValueError(
+                f"method.mining={self.mining!r} with the loss {self.objective!r}: expected one of"
+                f" {', '.join(self.spec.minings)}"
+            )
+        if self.mined == "distance_weighted" and self.setting("distance") != "l2":
+            raise ValueError(
+                f"method.distance={self.distance!r} with mining='distance_weighted': expected 'l2'"
+            )
+        if self.epsilon is not None and self.mined != "multi_similarity":
+            raise ValueError(
+                f"method.epsilon={self.epsilon} does nothing without mining='multi_similarity'"
+            )
+
+    def _check_memory(self) -> None:
+        for field in ("memory_size", "memory_start"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"method.{field}={getattr(self, field)}: expected 0 or more")
+        if self.memory_start and not self.memory_size:
+            raise ValueError(
+                f"method.memory_start={self.memory_start} does nothing without method.memory_size"
+            )
+        if self.memory_size and not self.spec.memory:
+            raise ValueError(
+                f"method.memory_size={self.memory_size}: {self.objective!r} holds no row against other rows of its kind;"
+                " expected 0"
+            )
+        if self.memory_size and not self.projection.layers:
+            raise ValueError(
+                "method.projection.layers=(): a memory keeps z between steps; expected its width as the last number"
+            )
+
+    @property
+    def heads(self) -> Mapping[str, HeadSpec]:
+        """One head, the embedding."""
+        return {"projection": self.projection}
+
+    @property
+    def spec(self) -> Spec:
+        """What the loss has to be set."""
+        return LOSSES[self.objective]
+
+    @property
+    def mined(self) -> str:
+        """The mining: the chosen one, or the loss's default."""
+        return self.spec.minings[0] if self.mining is None else self.mining
+
+    @property
+    def trains_classes(self) -> bool:
+        """Whether each class has parameters of its own."""
+        return self.spec.proxies or self.setting("learn_beta") == "class"
+
+    def setting(self, field: str) -> Any:
+        """The value of a field: the chosen one, or the loss's default; None if it has none."""
+        value = getattr(self, field)
+        return self.spec.settings.get(field) if value is None else value
+
+    def trivial_loss(self, batch_size: int) -> float | None:
+        """The loss of equal embeddings, where it says something: the margin, for a triplet loss."""
+        if self.objective == "triplet" and self.mined in (
+            "all",
+            "hard",
+            "violating",
+            "batch_hard",
+            "facenet",
+        ):
+            margin = self.setting("margin")
+            return math.log1p(math.exp(margin)) if self.setting("smooth") else margin
+        if self.level == IMAGE and self.mined == "all" and not self.memory_size:
+            views = len(self.views.views)
+            if self.objective == "nt_xent":
+                return math.log1p(views * (batch_size - 1))
+            if self.objective == "nt_logistic":
+                s = 1 / self.setting("temperature")
+                return s + 2 * math.log1p(math.exp(-s))
+        return None
+
+    def init_params(self, key: jax.Array) -> PyTree:
+        """Proxies of random direction; borders at `beta`.
+
+        Raises:
+          ValueError: the number of classes, or the width of the embedding, is not known.
+        """
+        learned = self.setting("learn_beta") or "no"
+        count = self.labels.class_count(self.level, self.classes) if self.trains_classes else 0
+        if self.spec.proxies:
+            if not self.projection.layers:
+                raise ValueError(
+                    "method.projection.layers=(): proxies are as wide as z; expected its width as the last number"
+                )
+            return {"proxies": losses.random_proxies(key, count, self.projection.layers[-1])}
+        if learned == "no":
+            return {}
+        return {"beta": jnp.full((count,) if learned == "class" else (), self.setting("beta"))}
+
+    def init_extra(self, variables: PyTree, key: jax.Array) -> PyTree:
+        """The memory, which is empty, and the number of completed updates."""
+        if not self.memory_size:
+            return {}
+        dtype = jax.tree.leaves(variables["params"]["backbone"])[0].dtype
+        queue = Queue.empty(self.memory_size, self.projection.layers[-1], 1, key, dtype=dtype)
+        return {"queue": queue, "updates": jnp.zeros((), jnp.int32)}
+
+    def loss(
+        self,
+        apply: Apply,
+        params: PyTree,
+        batch_stats: PyTree,
+        extra: PyTree,
+        batch: Mapping[str, jax.Array],
+        views: Views,
+        key: jax.Array,
+    ) -> LossOut:
+        """The loss of all views of the global batch, which BN sees together."""
+        b, v = views.images.shape[:2]
+        images = views.images.reshape(b * v, *views.images.shape[2:])
+        (_, heads), batch_stats = apply(params, batch_stats, images, True, key)
+        z = heads["projection"][-1]
+        by_image = self.level == IMAGE
+        labels = batch["index"] if by_image else self.labels.of(batch["label"], self.level)
+        rows = jnp.broadcast_to(labels[:, None], (b, v)).reshape(b * v)
+        metrics: dict[str, jax.Array] = {}
+        reference, carry = None, {}
+        if self.memory_size:
+            queue = extra["queue"]
+            valid = queue.valid & (extra["updates"] >= self.memory_start)
+            reference = losses.Reference(queue.keys, queue.labels[:, 0], valid)
+            metrics = dictionary_metrics(queue.age, valid)
+            z_kept = losses.normalize(jax.lax.stop_gradient(z))
+            carry = {"keys": z_kept, "labels": rows[:, None]}
+        trained = dict(params["method"])
+        group = rows
+        if not self.spec.proxies:
+            # The views of an image without a label agree with each other alone.
+            image = jnp.arange(b * v, dtype=jnp.int32) // v
+            group = jnp.where(rows < 0, UNKNOWN + image, rows)
+        if "beta" in trained:
+            metrics["beta"] = jnp.mean(jax.lax.stop_gradient(trained["beta"]))
+            if trained["beta"].ndim:
+                trained["beta"] = trained["beta"][jnp.maximum(rows, 0)]
+        settings = {name: self.setting(name) for name in self.spec.settings}
+        drawn = jax.random.fold_in(key, DRAWS)
+        loss, mined = self.spec.run(
+            Given(z, group, settings, self.mined, reference, drawn, trained)
+        )
+        metrics |= mined
+        if not by_image:
+            metrics["same_class"] = same_class(labels)
+        embeddings = jax.lax.stop_gradient(z).reshape(b, v, -1)
+        return LossOut(loss, batch_stats, carry, metrics, embeddings)
+
+    def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
+        """Puts the step's embeddings into the memory."""
+        if not self.memory_size:
+            return extra
+        return {"queue": extra["queue"].push(carry["keys"], carry["labels"]), "updates": step}

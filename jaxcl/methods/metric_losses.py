@@ -1,0 +1,219 @@
+"""The losses that metric learning can be done with: what can be set of each, and how it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxcl import losses
+from jaxcl.losses import metric, triplets
+from jaxcl.losses.anchors import Reference, Sides, sides
+from jaxcl.losses.distances import DISTANCES
+from jaxcl.losses.mining import PAIR_MININGS, TRIPLET_MININGS
+
+Outcome = tuple[jax.Array, dict[str, jax.Array]]
+"""(the loss, what was mined)."""
+
+
+class Given(NamedTuple):
+    """What a loss is called with.
+
+    Attributes:
+      z: float[N,D], embeddings.
+      labels: i32[N].
+      settings: the settings of the loss, by name.
+      mining: the mining.
+      reference: the memory, or None.
+      key: of this step, for what is drawn.
+      trained: the method's own parameters: "proxies" float[C,D], or "beta" float[N], the border of each row.
+    """
+
+    z: jax.Array
+    labels: jax.Array
+    settings: Mapping[str, Any]
+    mining: str
+    reference: Reference | None
+    key: jax.Array
+    trained: Mapping[str, jax.Array]
+
+    def sides(self, name: str, distance: str = "dot") -> Sides:
+        """Anchors and keys, normalised."""
+        return sides(name, self.z, self.labels, self.reference, distance, normalized=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A loss.
+
+    Attributes:
+      run: calls it.
+      settings: field of the method -> the default.
+      minings: values of `mining`, the default first.
+      memory: whether anchors can be held against more than the batch.
+      proxies: whether each class has a trained vector.
+    """
+
+    run: Callable[[Given], Outcome]
+    settings: Mapping[str, Any]
+    minings: tuple[str, ...] = ("all",)
+    memory: bool = True
+    proxies: bool = False
+
+
+def _margin_contrastive(given: Given) -> Outcome:
+    s = given.settings
+    margins = s["pos_margin"], s["neg_margin"]
+    return metric.mined_pairs(
+        "margin_contrastive",
+        metric.Margins(*margins),
+        given.sides("margin_contrastive", s["distance"]),
+        given.mining,
+        s["reduction"],
+        margins,
+        epsilon=s["epsilon"],
+    )
+
+
+def _hadsell(given: Given) -> Outcome:
+    s = given.settings
+    return metric.mined_pairs(
+        "hadsell",
+        metric.Squares(s["margin"]),
+        given.sides("hadsell", s["distance"]),
+        given.mining,
+        "together",
+        (0.0, s["margin"]),
+        epsilon=s["epsilon"],
+    )
+
+
+def _triplet(given: Given) -> Outcome:
+    s = given.settings
+    return triplets.mined_triplets(
+        "triplet",
+        triplets.Hinge(s["margin"], s["smooth"]),
+        given.sides("triplet", s["distance"]),
+        given.mining,
+        s["reduction"],
+        s["margin"],
+        swap=s["swap"],
+        key=given.key,
+    )
+
+
+def _margin(given: Given) -> Outcome:
+    s = given.settings
+    return triplets.mined_triplets(
+        "margin",
+        triplets.Boundary(s["margin"]),
+        given.sides("margin", s["distance"]),
+        given.mining,
+        s["reduction"],
+        s["margin"],
+        beta=given.trained.get("beta", s["beta"]),
+        nu=s["nu"],
+        key=given.key,
+    )
+
+
+def _nt_logistic(given: Given) -> Outcome:
+    return triplets.mined_triplets(
+        "nt_logistic",
+        triplets.logistic(given.settings["temperature"]),
+        given.sides("nt_logistic"),
+        "closest_semihard" if given.mining == "semihard" else "all",
+        "mean",
+        math.inf,
+    )
+
+
+def _nt_xent(given: Given) -> Outcome:
+    temperature = given.settings["temperature"]
+    return triplets.softmax_pairs(
+        "nt_xent", given.sides("nt_xent"), temperature, given.mining, None
+    )
+
+
+def _multi_similarity(given: Given) -> Outcome:
+    return metric.mined_similarity(
+        given.z, given.labels, mining=given.mining, reference=given.reference, **given.settings
+    )
+
+
+def _rows(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
+    return lambda given: (
+        loss(given.z, given.labels, reference=given.reference, **given.settings),
+        {},
+    )
+
+
+def _proxies(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
+    return lambda given: (
+        loss(given.z, given.labels, given.trained["proxies"], **given.settings),
+        {},
+    )
+
+
+_BY_DISTANCE = {"distance": "l2", "reduction": "nonzero"}
+
+LOSSES: dict[str, Spec] = {
+    "margin_contrastive": Spec(
+        _margin_contrastive,
+        {"pos_margin": 0.0, "neg_margin": 1.0, "epsilon": 0.1, **_BY_DISTANCE},
+        PAIR_MININGS,
+    ),
+    "hadsell": Spec(_hadsell, {"margin": 1.0, "epsilon": 0.1, "distance": "l2"}, PAIR_MININGS),
+    "triplet": Spec(
+        _triplet,
+        {"margin": 0.2, "swap": False, "smooth": False, **_BY_DISTANCE},
+        TRIPLET_MININGS,
+    ),
+    "margin": Spec(
+        _margin,
+        {"margin": 0.2, "beta": 1.2, "learn_beta": "no", "nu": 0.0, **_BY_DISTANCE},
+        TRIPLET_MININGS,
+    ),
+    "nt_logistic": Spec(_nt_logistic, {"temperature": 0.1}, ("all", "semihard")),
+    "nt_xent": Spec(_nt_xent, {"temperature": 0.1}, ("all", "semihard")),
+    "multi_similarity": Spec(
+        _multi_similarity,
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
+        ("all", "multi_similarity"),
+    ),
+    "lifted_structure": Spec(
+        _rows(losses.lifted_structure), {"pos_margin": 0.0, "neg_margin": 1.0, "distance": "l2"}
+    ),
+    "circle": Spec(_rows(losses.circle), {"margin": 0.4, "scale": 80.0}),
+    "nca": Spec(_rows(losses.nca), {"scale": 1.0}),
+    "fast_ap": Spec(_rows(losses.fast_ap), {"bins": 10}),
+    "n_pairs": Spec(
+        lambda given: (losses.n_pairs(given.z, given.labels, **given.settings), {}),
+        {"l2": 0.0},
+        memory=False,
+    ),
+    "proxy_nca": Spec(
+        _proxies(losses.proxy_nca),
+        {"scale": 1.0, "denominator": "all"},
+        memory=False,
+        proxies=True,
+    ),
+    "proxy_anchor": Spec(
+        _proxies(losses.proxy_anchor), {"margin": 0.1, "alpha": 32.0}, memory=False, proxies=True
+    ),
+    "arcface": Spec(
+        _proxies(losses.arcface), {"margin": 28.6, "scale": 64.0}, memory=False, proxies=True
+    ),
+}
+
+CHOICES = {
+    "distance": DISTANCES,
+    "reduction": triplets.REDUCTIONS,
+    "learn_beta": ("no", "one", "class"),
+    "denominator": ("all", "others"),
+}
+ABOVE_ZERO = ("temperature", "alpha", "scale", "bins")
+"""Settings that must be above 0."""

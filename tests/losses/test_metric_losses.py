@@ -1,0 +1,412 @@
+"""Losses of metric learning against loops over pairs and triplets, in value and gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import metric_oracle as oracle
+import numpy as np
+import pair_oracles
+import pytest
+
+from jaxcl.losses import anchors, metric, proxies, triplets
+
+GOLDEN = pair_oracles.sines(6, 8, 0.7)
+PAIRS = np.array([0, 0, 1, 1, 2, 2])
+RNG = np.random.default_rng(0)
+# Three of a class, a class of one, an unknown label, and classes of two.
+Z = RNG.normal(size=(10, 4))
+LABELS = np.array([0, 0, 1, 0, 2, 1, -1, 3, 2, 0])
+FURTHER = (RNG.normal(size=(5, 4)), np.array([0, 3, 1, -1, 0]), np.array([1, 1, 0, 1, 1], bool))
+PROXIES = RNG.normal(size=(5, 4))
+BETA = np.linspace(0.9, 1.3, 10)
+REFERENCE = anchors.Reference(*(jnp.asarray(x) for x in FURTHER))
+
+
+def case(name, ours, theirs, **world):
+    """A loss of z, and what it is by loops; z is the reference's too where one is given."""
+    return name, ours, lambda z: theirs(oracle.World(z, LABELS, **world))
+
+
+def of(function, *args, **keywords):
+    return lambda z: function(z, LABELS, *args, **keywords)
+
+
+TRIPLETS = [
+    case(
+        f"triplet {mining} {reduction}",
+        of(triplets.triplet, 0.5, mining, reduction),
+        lambda w, m=mining, r=reduction: oracle.triplet(w, 0.5, m, r),
+    )
+    for mining, reduction in (
+        ("all", "nonzero"),
+        ("all", "mean"),
+        ("hard", "nonzero"),
+        ("semihard", "mean"),
+        ("violating", "mean"),
+        ("closest_semihard", "nonzero"),
+        ("facenet", "mean"),
+        ("batch_hard", "nonzero"),
+        ("batch_hard", "mean"),
+        ("easy_positive", "mean"),
+    )
+] + [
+    case(
+        "triplet smooth easy swap l1",
+        of(triplets.triplet, 0.5, "easy", smooth=True, swap=True, distance="l1"),
+        lambda w: oracle.triplet(w, 0.5, "easy", smooth=True, swap=True),
+        distance="l1",
+    ),
+    case(
+        "triplet swap unnormalised",
+        of(triplets.triplet, 0.5, swap=True, distance="squared_l2", normalized=False),
+        lambda w: oracle.triplet(w, 0.5, swap=True),
+        distance="squared_l2",
+        normalized=False,
+    ),
+    case(
+        "triplet batch-hard swap unnormalised",
+        of(triplets.triplet, 0.5, "batch_hard", swap=True, normalized=False),
+        lambda w: oracle.triplet(w, 0.5, "batch_hard", swap=True),
+        normalized=False,
+    ),
+    case(
+        "triplet reference",
+        of(triplets.triplet, 0.5, reference=REFERENCE),
+        lambda w: oracle.triplet(w, 0.5),
+        reference=FURTHER,
+    ),
+    case(
+        "triplet batch-hard reference cosine",
+        of(triplets.triplet, 0.5, "batch_hard", reference=REFERENCE, distance="cosine"),
+        lambda w: oracle.triplet(w, 0.5, "batch_hard"),
+        reference=FURTHER,
+        distance="cosine",
+    ),
+    case(
+        "margin",
+        of(triplets.margin_loss, 0.2, 1.1),
+        lambda w: oracle.margin_loss(w, 0.2, 1.1),
+    ),
+    case(
+        "margin of borders mean nu",
+        of(triplets.margin_loss, 0.3, BETA, "semihard", "mean", nu=0.5),
+        lambda w: oracle.margin_loss(w, 0.3, BETA, "semihard", "mean", nu=0.5),
+    ),
+    case(
+        "margin batch-hard",
+        of(triplets.margin_loss, 0.3, BETA, "batch_hard"),
+        lambda w: oracle.margin_loss(w, 0.3, BETA, "batch_hard"),
+    ),
+    *(
+        case(
+            f"{name} {mining}",
+            of(getattr(triplets, name), 0.5, mining, reference=REFERENCE),
+            lambda w, n=name, m=mining: getattr(oracle, n)(w, 0.5, m),
+            reference=FURTHER,
+        )
+        for name in ("nt_logistic", "nt_xent_pairs")
+        for mining in ("all", "semihard")
+    ),
+]
+
+MININGS = (
+    "all",
+    "hard",
+    "semihard",
+    "easy",
+    "pair_margin",
+    "multi_similarity",
+    "batch_hard",
+    "easy_positive",
+)
+PAIR_LOSSES = [
+    *(
+        case(
+            f"margin_contrastive {mining} {reduction}",
+            of(metric.margin_contrastive, 1.0, 1.4, mining=mining, reduction=reduction),
+            lambda w, m=mining, r=reduction: oracle.margin_contrastive(w, 1.0, 1.4, m, r),
+        )
+        for mining in MININGS
+        for reduction in (("nonzero", "mean") if mining in ("all", "semihard") else ("mean",))
+    ),
+    case(
+        "margin_contrastive reference",
+        of(metric.margin_contrastive, 0.4, 0.9, reference=REFERENCE, distance="cosine"),
+        lambda w: oracle.margin_contrastive(w, 0.4, 0.9),
+        reference=FURTHER,
+        distance="cosine",
+    ),
+    case("hadsell", of(metric.hadsell, 1.3), lambda w: oracle.hadsell(w, 1.3)),
+    case(
+        "lifted",
+        of(metric.lifted_structure, 0.1, 1.0, reference=REFERENCE),
+        lambda w: oracle.lifted_structure(w, 0.1, 1.0),
+        reference=FURTHER,
+    ),
+    case(
+        "circle",
+        of(metric.circle, 0.4, 8.0, reference=REFERENCE),
+        # The weights have no gradient: they stay those of Z.
+        lambda w: oracle.circle(w, 0.4, 8.0, oracle.World(Z, LABELS, FURTHER).s),
+        reference=FURTHER,
+    ),
+    case(
+        "fast_ap",
+        of(metric.fast_ap, 6, reference=REFERENCE),
+        lambda w: oracle.fast_ap(w, 6),
+        reference=FURTHER,
+    ),
+    *(
+        case(
+            f"multi_similarity {mining}",
+            of(metric.multi_similarity, 2.0, 10.0, 0.4, mining, reference=REFERENCE, impl=impl),
+            lambda w, m=mining: oracle.multi_similarity(w, 2.0, 10.0, 0.4, m),
+            reference=FURTHER,
+        )
+        for mining, impl in (("all", "auto"), ("multi_similarity", "tiled"))
+    ),
+    case(
+        "nca",
+        of(metric.nca, 1.5, reference=REFERENCE),
+        lambda w: oracle.nca(w, 1.5),
+        reference=FURTHER,
+    ),
+    (
+        "n_pairs",
+        lambda z: metric.n_pairs(z, LABELS, 0.02),
+        lambda z: oracle.n_pairs(z, LABELS, 0.02),
+    ),
+]  # fmt: skip
+
+
+def values_and_gradients(cases):
+    """{name: (value, gradient)} of all cases, compiled as one program."""
+
+    @jax.jit
+    def every(z):
+        return {name: jax.value_and_grad(ours)(z) for name, ours, _ in cases}
+
+    return every(jnp.asarray(Z, jnp.float32))
+
+
+def check(cases):
+    assert len({name for name, *_ in cases}) == len(cases)
+    found = values_and_gradients(cases)
+    for name, _, theirs in cases:
+        value, gradient = found[name]
+        expected, wanted = theirs(Z), oracle.gradient(theirs, Z)
+        np.testing.assert_allclose(value, expected, rtol=2e-5, err_msg=name)
+        assert np.linalg.norm(gradient - wanted) <= 1e-4 * np.linalg.norm(wanted) + 1e-7, name
+    costs = np.array([value for value, _ in found.values()])
+    assert np.mean(costs > 0) > 0.9
+
+
+QUICK = (
+    "triplet all nonzero",
+    "triplet closest_semihard nonzero",
+    "triplet batch_hard nonzero",
+    "triplet smooth easy swap l1",
+    "margin of borders mean nu",
+    "nt_xent_pairs semihard",
+    "margin_contrastive multi_similarity mean",
+    "margin_contrastive reference",
+    "lifted",
+    "circle",
+    "fast_ap",
+    "multi_similarity multi_similarity",
+    "nca",
+    "n_pairs",
+)
+"""A way through every part of the code; the other cases take as long again."""
+
+
+def test_losses_equal_loops():
+    quick = [case for case in TRIPLETS + PAIR_LOSSES if case[0] in QUICK]
+    assert len(quick) == len(QUICK)
+    check(quick)
+
+
+@pytest.mark.slow
+def test_more_losses_equal_loops():
+    check([case for case in TRIPLETS + PAIR_LOSSES if case[0] not in QUICK])
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_loops"),
+    [
+        (functools.partial(proxies.proxy_nca, scale=2.0), lambda *a: oracle.proxy_nca(*a, 2.0, "all")),
+        (
+            functools.partial(proxies.proxy_nca, scale=2.0, denominator="others", impl="tiled"),
+            lambda *a: oracle.proxy_nca(*a, 2.0, "others"),
+        ),
+        (functools.partial(proxies.proxy_anchor, alpha=6.0), lambda *a: oracle.proxy_anchor(*a, 0.1, 6.0)),
+        (functools.partial(proxies.arcface, margin=60.0, scale=4.0), lambda *a: oracle.arcface(*a, 60.0, 4.0)),
+    ],
+    ids=["proxy_nca", "proxy_nca, others", "proxy_anchor", "arcface"],
+)  # fmt: skip
+def test_proxies_equal_loops(loss, by_loops):
+    """An unknown label is left out; both rows and proxies get a gradient."""
+    run = jax.jit(jax.value_and_grad(lambda z, p: loss(z, LABELS, p), argnums=(0, 1)))
+    value, (to_rows, to_proxies) = run(
+        jnp.asarray(Z, jnp.float32), jnp.asarray(PROXIES, jnp.float32)
+    )
+    np.testing.assert_allclose(value, by_loops(Z, LABELS, PROXIES), rtol=1e-5)
+    wanted = oracle.gradient(lambda z: by_loops(z, LABELS, PROXIES), Z)
+    assert np.linalg.norm(to_rows - wanted) <= 1e-4 * np.linalg.norm(wanted)
+    wanted = oracle.gradient(lambda p: by_loops(Z, LABELS, p), PROXIES)
+    assert np.linalg.norm(to_proxies - wanted) <= 1e-4 * np.linalg.norm(wanted)
+
+
+def test_golden():
+    """Counts 16, 7 and 1 of 24 triplets, and the values that go with them."""
+
+    @jax.jit
+    def every(z):
+        return {
+            "counts": triplets.triplet_counts(z, PAIRS, 0.2),
+            "mean": triplets.triplet(z, PAIRS, 0.2, reduction="mean"),
+            "nonzero": triplets.triplet(z, PAIRS, 0.2),
+            "contrastive": metric.margin_contrastive(z, PAIRS),
+            "margins": metric.margin_contrastive(z, PAIRS, 1.45, 1.5),
+            "positive part": metric.margin_contrastive(z, PAIRS, 1.45, 0.0),
+            "multi_similarity": metric.multi_similarity(z, PAIRS),
+        }
+
+    found = every(jnp.asarray(GOLDEN, jnp.float32))
+    assert found.pop("counts") == {"triplets": 24, "hard": 16, "semihard": 7, "easy": 1}
+    for name, expected in {
+        "mean": 0.281772457443001,
+        "nonzero": 0.2940234338535663,
+        "contrastive": 1.4500960064437767,
+        "margins": 0.06828991029894105 + 0.1466375532590369,
+        "positive part": 0.06828991029894105,
+        "multi_similarity": 0.7019797480784996,
+    }.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, err_msg=name)
+
+
+LABEL_LOSSES = {
+    **{f"triplet {m}": functools.partial(triplets.triplet, mining=m) for m in ("all", "semihard", "batch_hard", "facenet")},
+    "triplet drawn": functools.partial(triplets.triplet, mining="distance_weighted", key=jax.random.key(0)),
+    "triplet swap": functools.partial(triplets.triplet, swap=True),
+    "margin": triplets.margin_loss,
+    "nt_logistic": triplets.nt_logistic,
+    "nt_xent": functools.partial(triplets.nt_xent_pairs, mining="semihard"),
+    "margin_contrastive": functools.partial(metric.margin_contrastive, mining="multi_similarity"),
+    "hadsell": metric.hadsell,
+    "lifted": metric.lifted_structure,
+    "circle": metric.circle,
+    "fast_ap": metric.fast_ap,
+    "multi_similarity": functools.partial(metric.multi_similarity, mining="multi_similarity"),
+    "nca": metric.nca,
+    "n_pairs": metric.n_pairs,
+    "proxy_nca": lambda z, y: proxies.proxy_nca(z, y, PROXIES.astype(np.float32)),
+    "proxy_nca others": lambda z, y: proxies.proxy_nca(z, y, PROXIES.astype(np.float32)[:1], denominator="others"),
+    "proxy_anchor": lambda z, y: proxies.proxy_anchor(z, y, PROXIES.astype(np.float32)),
+    "arcface": lambda z, y: proxies.arcface(z, y, PROXIES.astype(np.float32)),
+}  # fmt: skip
+
+
+COMMON = (
+    "triplet all",
+    "triplet batch_hard",
+    "margin_contrastive",
+    "lifted",
+    "fast_ap",
+    "multi_similarity",
+    "nca",
+    "arcface",
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(COMMON, id="common"),
+        pytest.param(set(LABEL_LOSSES) - set(COMMON), id="others", marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_ever_nan(names):
+    """One class, no classes, unknown labels, duplicates, zero rows, rows equal to a proxy: finite, and 0 where there is nothing."""
+    z = jnp.asarray(Z[:6], jnp.float32)
+    equal, some_zero = jnp.ones((6, 4)), z.at[:3].set(0)
+    own_proxy = jnp.asarray(PROXIES[:1].repeat(6, axis=0), jnp.float32)
+
+    @jax.jit
+    def every(z, labels):
+        return {name: jax.value_and_grad(LABEL_LOSSES[name])(z, labels) for name in sorted(names)}
+
+    one, unknown = np.zeros(6, int), np.full(6, -1)
+    for rows in (z, equal, some_zero, own_proxy):
+        for labels in (one, np.array([0, 0, 1, 1, 2, 3]), unknown):
+            for name, (value, gradient) in every(rows, labels).items():
+                assert np.isfinite(value), name
+                assert np.all(np.isfinite(gradient)), name
+    # Without positives or without negatives there are no triplets, and nothing to differentiate.
+    for labels in (one, unknown):
+        for name, (value, gradient) in every(z, labels).items():
+            if (
+                name.startswith(("triplet", "margin", "nt_", "circle"))
+                and name != "margin_contrastive"
+            ):
+                assert value == 0, name
+                assert not np.any(gradient), name
+    for name, (value, _) in every(z, unknown).items():
+        if name in ("arcface", "proxy_nca", "nca", "lifted", "fast_ap"):
+            assert value == 0, name
+
+
+def test_constant_embeddings_cost_the_margin():
+    @jax.jit
+    def every(z):
+        minings = ("all", "batch_hard", "semihard")
+        costs = [triplets.triplet(z, PAIRS, 0.3, mining) for mining in minings]
+        return [*costs, triplets.triplet(z, PAIRS, 0.3, smooth=True)]
+
+    expected = [0.3, 0.3, 0, np.log1p(np.exp(0.3))]
+    np.testing.assert_allclose(every(jnp.ones((6, 4))), expected, rtol=1e-6)
+
+
+def test_margins_end_the_gradient():
+    """None for positives nearer than their margin, none for negatives beyond theirs."""
+    z = jnp.asarray(GOLDEN, jnp.float32)
+    d = oracle.World(GOLDEN, PAIRS).d
+    of_margins = jax.jit(
+        jax.grad(lambda z, *margins: metric.margin_contrastive(z, PAIRS, *margins)),
+        static_argnums=(1, 2),
+    )
+    for positive in (False, True):
+        margins = (1.45, 0.0) if positive else (4.0, 1.3)
+        gradient = of_margins(z, *margins)
+        same = PAIRS[:, None] == PAIRS[None, :]
+        np.fill_diagonal(same, not positive)
+        costs = (same & (d > 1.45)) if positive else (~same & (d < 1.3))
+        assert 0 < costs.any(1).sum() < 6
+        np.testing.assert_array_equal(np.any(gradient != 0, axis=1), costs.any(1))
+
+
+def test_what_does_not_fit_is_named():
+    z, labels = jnp.asarray(Z, jnp.float32), LABELS
+    for message, run in (
+        (r'triplet: mining must be one of "all", .*, got .semi.', lambda: triplets.triplet(z, labels, mining="semi")),
+        (r'reduction must be one of "nonzero", "mean"', lambda: triplets.triplet(z, labels, reduction="sum")),
+        (r"draws negatives: give a key=", lambda: triplets.triplet(z, labels, mining="distance_weighted")),
+        (
+            r'expected distance="l2", got .cosine.',
+            lambda: triplets.triplet(z, labels, mining="distance_weighted", distance="cosine", key=jax.random.key(0)),
+        ),
+        (r"labels must be int\[10\]", lambda: metric.nca(z, labels[:9])),
+        (r"labels must be int\[10\]", lambda: metric.hadsell(z, labels.astype(float))),
+        (r"z must be float\[rows, features\]", lambda: metric.circle(z[None], labels)),
+        (r"proxies must be float\[classes, 4\]", lambda: proxies.arcface(z, labels, jnp.ones((3, 5)))),
+        (r"distance=.l3.: expected one of", lambda: metric.hadsell(z, labels, distance="l3")),
+        (r"fast_ap: bins must be 1 or more", lambda: metric.fast_ap(z, labels, 0)),
+        (
+            r"reference must be z\[K, 4\]",
+            lambda: metric.nca(z, labels, reference=anchors.Reference(z[:, :3], labels)),
+        ),
+        (r"temperature must be a positive number", lambda: triplets.nt_logistic(z, labels, 0.0)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            run()

@@ -1,0 +1,324 @@
+"""Metric learning: the losses that it makes of a network's outputs, its own parameters, its memory, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import labelled_run
+import numpy as np
+import pytest
+from labelled_run import BATCH, TREE, config, distance, linear, linear_params, linear_views
+
+from jaxcl import config as config_lib
+from jaxcl import losses, optim
+from jaxcl.data import LabelTree
+from jaxcl.methods import SimCLR
+from jaxcl.methods.labels import LabelLevels
+from jaxcl.methods.metric import Metric
+from jaxcl.methods.metric_losses import LOSSES
+from jaxcl.metrics import diagnose
+from jaxcl.models import HeadSpec
+
+LEVELS = LabelLevels(TREE.levels, (2, 3))
+LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, 2], [1, -1]])
+
+
+VIEWS = {v: config(m).build_method().views for v, m in ((1, "supervised"), (2, "metric"))}
+HEAD = HeadSpec(layers=(4,), batch_norm=False, bias=True, init_std=None)
+
+
+def metric(views=2, **changes):
+    return Metric(VIEWS[views], labels=LEVELS, projection=HEAD, **changes)
+
+
+def outcome(method, params, labels=LABELS, seed=0, extra=None, index=None, views=2):
+    labels = jnp.asarray(labels, jnp.int32)
+    index = np.arange(BATCH) if index is None else index
+    batch = {"label": labels, "index": jnp.asarray(index, jnp.int32)}
+    images = linear_views(seed, views)
+    key = jax.random.key(0)
+    return method.loss(linear, params, {}, extra or {}, batch, images, key)
+
+
+def embeddings(params, seed=0, views=2):
+    images = linear_views(seed, views).images
+    return images.reshape(views * BATCH, -1) @ params["w"] @ params["p"]
+
+
+def with_own(params, method):
+    return {**params, "method": method.init_params(jax.random.key(1))}
+
+
+ROWS = np.repeat(np.where(LABELS[:, 1] < 0, 100, LABELS[:, 1]), 2)
+
+
+OFTEN = ("margin_contrastive", "triplet", "nt_xent", "multi_similarity", "circle", "arcface")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES],
+)
+def test_each_loss_is_that_of_the_embeddings_and_the_chosen_level(name):
+    """The views of the image without a label are each other's positives; proxies leave it out."""
+    method = metric(objective=name)
+    params = with_own(linear_params(0), method)
+    function = {"margin": losses.margin_loss, "nt_xent": losses.nt_xent_pairs}.get(name)
+    function = function or getattr(losses, name)
+    z = jnp.asarray(embeddings(params))
+    if LOSSES[name].proxies:
+        expected = function(z, np.repeat(LABELS[:, 1], 2), params["method"]["proxies"])
+    else:
+        expected = function(z, ROWS)
+    out = outcome(method, params)
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+    assert out.loss > 0
+    np.testing.assert_allclose(out.metrics["same_class"], 4 / 6, rtol=1e-6)
+    assert out.embeddings.shape == (BATCH, 2, 4)
+
+
+def test_settings_arrive():
+    params = linear_params(1)
+    z = jnp.asarray(embeddings(params))
+    coarse = np.repeat(LABELS[:, 0], 2)
+    for fields, expected in (
+        (
+            {
+                "objective": "triplet",
+                "mining": "semihard",
+                "margin": 0.5,
+                "swap": True,
+                "level": "0",
+            },
+            losses.triplet(z, coarse, 0.5, "semihard", swap=True),
+        ),
+        (
+            {"objective": "triplet", "smooth": True, "distance": "cosine", "reduction": "mean"},
+            losses.triplet(z, ROWS, 0.2, "all", "mean", smooth=True, distance="cosine"),
+        ),
+        (
+            {"objective": "margin_contrastive", "pos_margin": 0.3, "mining": "easy_positive"},
+            losses.margin_contrastive(z, ROWS, 0.3, mining="easy_positive"),
+        ),
+        (
+            {"objective": "multi_similarity", "mining": "multi_similarity", "epsilon": 0.3},
+            losses.multi_similarity(z, ROWS, mining="multi_similarity", epsilon=0.3),
+        ),
+        (
+            {"objective": "nt_logistic", "mining": "semihard", "temperature": 0.5},
+            losses.nt_logistic(z, ROWS, 0.5, "semihard"),
+        ),
+        ({"objective": "fast_ap", "bins": 5}, losses.fast_ap(z, ROWS, 5)),
+    ):
+        method = metric(**fields)
+        np.testing.assert_allclose(
+            outcome(method, with_own(params, method)).loss, expected, rtol=1e-6, err_msg=str(fields)
+        )
+
+
+def test_without_labels_every_image_is_a_class():
+    """NT-Xent of images is then SimCLR's."""
+    params = linear_params(2)
+    method = metric(objective="nt_xent", level="image", temperature=0.1)
+    simclr = labelled_run.loss_of(SimCLR(method.views), params, LABELS[:, 0])
+    out = outcome(method, {**params, "method": {}}, np.zeros((BATCH, 0)))
+    np.testing.assert_allclose(out.loss, simclr.loss, rtol=1e-6)
+    assert out.metrics["mined_pairs"] == 2 * BATCH
+
+
+def test_equal_embeddings_give_the_trivial_loss():
+    params = {**linear_params(0), "method": {}}
+    params["p"] = np.zeros_like(params["p"])
+    for fields in (
+        {"objective": "triplet", "margin": 0.3},
+        {"objective": "triplet", "mining": "batch_hard"},
+        {"objective": "triplet", "smooth": True},
+        {"objective": "nt_xent", "level": "image"},
+    ):
+        method = metric(**fields)
+        value = outcome(method, params).loss
+        np.testing.assert_allclose(value, method.trivial_loss(BATCH), rtol=1e-5)
+    assert metric(objective="triplet", mining="semihard").trivial_loss(BATCH) is None
+    assert metric(objective="nca").trivial_loss(BATCH) is None
+    # A cosine of 1 within each pair, whatever is positive.
+    params["p"] = np.ones_like(params["p"])
+    params["w"] = np.abs(params["w"])
+    method = metric(objective="nt_logistic", level="image")
+    ones = method.loss(
+        lambda *a: ((None, {"projection": (jnp.ones((2 * BATCH, 4)),)}), {}),
+        params, {}, {}, {"label": jnp.zeros((BATCH, 1), int), "index": jnp.arange(BATCH)},
+        linear_views(0), jax.random.key(0),
+    )  # fmt: skip
+    np.testing.assert_allclose(ones.loss, method.trivial_loss(BATCH), rtol=1e-5)
+
+
+def test_a_collapse_is_told_in_words():
+    """Loss equal to the margin, and no spread: begin with semi-hard."""
+    method = metric(objective="triplet", mining="batch_hard")
+    rows = [{"step": 200 + i, "loss": 0.2, "embedding_std": 1e-4} for i in range(6)]
+    (message,) = diagnose(rows, method.trivial_loss(BATCH))
+    assert "semi-hard" in message
+    spread = [{**row, "embedding_std": 0.9} for row in rows]
+    (message,) = diagnose(spread, method.trivial_loss(BATCH))
+    assert "or the margin" in message
+
+
+def test_nothing_to_mine_is_0_and_counted():
+    method = metric(objective="triplet", mining="semihard")
+    params = {**linear_params(0), "method": {}}
+
+    def loss(params):
+        out = outcome(method, params, np.zeros((BATCH, 2), int))
+        return out.loss, out.metrics
+
+    (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    assert value == 0
+    assert measured["mined_triplets"] == measured["active_triplets"] == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient))
+    some = outcome(method, params).metrics
+    assert some["mined_triplets"] > 0
+    assert 0 < some["active_triplets"] <= 1
+
+
+# The method's own parameters
+
+
+def test_proxies_and_borders_start_as_they_should():
+    key = jax.random.key(0)
+    proxies = metric(objective="arcface").init_params(key)["proxies"]
+    assert proxies.shape == (3, 4)
+    assert metric(objective="arcface", level="coarse").init_params(key)["proxies"].shape[0] == 2
+    assert metric(objective="arcface", classes=9).init_params(key)["proxies"].shape[0] == 9
+    assert metric().init_params(key) == {}
+    assert metric(objective="margin").init_params(key) == {}
+    one = metric(objective="margin", learn_beta="one", beta=0.9).init_params(key)["beta"]
+    assert one.shape == ()
+    assert one == np.float32(0.9)
+    each = metric(objective="margin", learn_beta="class").init_params(key)["beta"]
+    np.testing.assert_array_equal(each, np.full(3, 1.2, np.float32))
+
+
+def test_borders_are_learned():
+    """One for all, or that of the anchor's class."""
+    z = jnp.asarray(embeddings(linear_params(0)))
+    borders = np.array([0.8, 1.0, 1.3], np.float32)
+    for learned, own in (("one", np.float32(1.1)), ("class", borders)):
+        method = metric(objective="margin", learn_beta=learned, nu=0.1)
+        params = {**linear_params(0), "method": {"beta": jnp.asarray(own)}}
+        value, gradient = jax.value_and_grad(lambda p, m=method: outcome(m, p).loss)(params)
+        border = own if learned == "one" else borders[np.maximum(np.repeat(LABELS[:, 1], 2), 0)]
+        expected = losses.margin_loss(z, ROWS, 0.2, jnp.asarray(border), nu=0.1)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert np.all(gradient["method"]["beta"] != 0)
+
+
+def test_proxies_have_a_learning_rate_of_their_own_and_no_weight_decay():
+    made = config("metric", **{"method.objective": "proxy_anchor", "optim.method_lr": 100.0})
+    method = made.for_labels(TREE).build_method()
+    params = {
+        "head_projection": {"dense1": {"kernel": jnp.ones((2, 2))}},
+        "method": method.init_params(jax.random.key(0)),
+    }
+    rules = optim.rules(made.optim, params)
+    assert rules["method"]["proxies"].group == "method"
+    assert not rules["method"]["proxies"].decay
+    schedule = optim.make_schedule(made.optim, 6, 10, 16)
+    tx = optim.make_optimizer(made.optim, params, schedule)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    ratio = (
+        updates["method"]["proxies"][0, 0] / updates["head_projection"]["dense1"]["kernel"][0, 0]
+    )
+    np.testing.assert_allclose(ratio, 100 / (1 + made.optim.weight_decay), rtol=1e-5)
+
+
+# The memory
+
+
+def test_the_memory_is_a_reference_of_earlier_batches():
+    """It holds embeddings and labels of the step before; before its start, and empty, it is not there."""
+    method = metric(objective="margin_contrastive", memory_size=14, memory_start=1)
+    params = {**linear_params(0), "method": {}, "backbone": jnp.zeros(1)}
+    extra = method.init_extra({"params": params}, jax.random.key(0))
+    first = outcome(method, params, seed=1, extra=extra)
+    alone = losses.margin_contrastive(jnp.asarray(embeddings(params, 1)), ROWS)
+    np.testing.assert_allclose(first.loss, alone, rtol=1e-6)
+    assert first.metrics["dictionary_filled"] == 0
+    extra = method.after_update(extra, params, first.carry, jnp.asarray(1))
+    second = outcome(method, params, seed=2, extra=extra)
+    kept = losses.Reference(
+        jnp.asarray(embeddings(params, 1)), jnp.asarray(np.repeat(LABELS[:, 1], 2))
+    )
+    z = jnp.asarray(embeddings(params, 2))
+    expected = losses.margin_contrastive(z, ROWS, reference=kept)
+    np.testing.assert_allclose(second.loss, expected, rtol=1e-6)
+    assert abs(expected - losses.margin_contrastive(z, ROWS)) > 1e-3
+    np.testing.assert_allclose(second.metrics["dictionary_filled"], 12 / 14, rtol=1e-6)
+    waits = {**extra, "updates": jnp.asarray(0)}
+    early = outcome(method, params, seed=2, extra=waits)
+    np.testing.assert_allclose(early.loss, losses.margin_contrastive(z, ROWS), rtol=1e-6)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "tripletts"}, r"method.objective='tripletts': expected one of margin_contrastive, hadsell"),
+        ({"temperature": 0.1}, r"method.temperature=0.1 does nothing in the loss 'triplet', which has margin, swap"),
+        ({"objective": "nca", "margin": 0.2}, r"method.margin=0.2 does nothing in the loss 'nca', which has scale; leave"),
+        ({"mining": "semi"}, r"method.mining='semi' with the loss 'triplet': expected one of all, hard"),
+        ({"objective": "circle", "mining": "hard"}, r"expected one of all$"),
+        ({"distance": "l3"}, r"method.distance='l3': expected one of l1, l2"),
+        ({"reduction": "sum"}, r"method.reduction='sum': expected one of nonzero, mean"),
+        ({"mining": "distance_weighted", "distance": "l1"}, r"mining='distance_weighted': expected 'l2'"),
+        ({"objective": "multi_similarity", "epsilon": 0.2}, r"method.epsilon=0.2 does nothing without mining"),
+        ({"objective": "nt_xent", "temperature": 0.0}, r"method.temperature=0.0: expected a number above 0"),
+        ({"memory_start": 5}, r"method.memory_start=5 does nothing without method.memory_size"),
+        ({"memory_size": -1}, r"method.memory_size=-1: expected 0 or more"),
+        ({"objective": "arcface", "memory_size": 8}, r"'arcface' holds no row against other rows"),
+        ({"objective": "arcface", "level": "image"}, r"'arcface' trains something for each class; expected a label level$"),
+        ({"objective": "margin", "learn_beta": "class", "level": "image"}, r"or learn_beta='one'"),
+        ({"classes": 3}, r"method.classes=3: 'triplet' trains nothing for each class"),
+        ({"level": "genus"}, r"'genus': the data have the levels \['coarse', 'fine'\]"),
+        ({"objective": "arcface", "classes": 2}, r"method.classes=2: the data have 3 at level 'fine'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(changes, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config("metric", **{f"method.{k}": v for k, v in changes.items()}).for_labels(TREE)
+
+
+def test_one_view_of_images_that_are_classes_is_refused():
+    with pytest.raises(ValueError, match="so that there are no positives: add a view"):
+        metric(views=1, level="image")
+
+
+def test_the_levels_of_the_data_are_learned_from_the_data():
+    made = config("metric", **{"method.level": "coarse", "method.objective": "proxy_nca"})
+    bound = made.for_labels(TREE)
+    assert bound.build_method().labels == LEVELS
+    assert config_lib.from_dict(config_lib.to_dict(bound)) == bound
+    with pytest.raises(config_lib.ConfigError, match="'metric' learns from labels"):
+        config("metric").for_labels(LabelTree())
+
+
+# Whole steps on several devices
+
+
+def same_on_eight_devices(**fields):
+    made = config("metric", **{f"method.{k}": v for k, v in fields.items()}).for_labels(TREE)
+    alone, spread = (labelled_run.run(made, devices, 2) for devices in (1, 8))
+    np.testing.assert_allclose(spread[0], alone[0], rtol=4e-6)
+    assert distance(spread[1], alone[1]) <= 2e-5
+    assert all(np.any(x) for x in jax.tree.leaves(alone[1]["method"]))
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_as_one():
+    """Negatives mined over all of them, a memory, a learned border."""
+    same_on_eight_devices(objective="margin", mining="semihard", learn_beta="class", memory_size=40)
+
+
+@pytest.mark.slow
+def test_eight_devices_with_proxies_and_with_draws():
+    same_on_eight_devices(objective="proxy_anchor")
+    same_on_eight_devices(objective="triplet", mining="distance_weighted", memory_size=40)

@@ -1,0 +1,446 @@
+"""Similarity learning: its scorers, its loss in every mode against loops, tables, devices, and a whole run."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import labelled_run
+import numpy as np
+import pytest
+import tiny_network
+from labelled_run import BATCH, config, linear_params, linear_views
+
+from jaxcl import config as config_lib
+from jaxcl import data, experiment, models, probe, train
+from jaxcl import mesh as mesh_lib
+from jaxcl.losses import similarity as losses
+from jaxcl.methods import Similarity
+from jaxcl.methods.scorers import SCORERS, ScorerSpec, mahalanobis_matrix
+from jaxcl.models import HeadSpec
+
+LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, -1], [-1, -1]], np.int32)
+WIDTH = 4  # of z of the linear network
+MODES = [
+    ("regression", "mse"),
+    ("regression", "huber"),
+    ("classification", "ordinal"),
+    ("classification", "binary"),
+    ("classification", "multi_class"),
+    ("classification", "multi_label"),
+    ("ranking", "softplus"),
+    ("ranking", "hinge"),
+    ("ranking", "list_net"),
+    ("ranking", "ndcg"),
+]
+modes = pytest.mark.parametrize(("mode", "objective"), MODES, ids=[o for _, o in MODES])
+
+
+def method(**changes):
+    views = config("similarity").build_method().views
+    fields = {"features": 5, "levels": 2, "projection": HeadSpec((8, WIDTH)), **changes}
+    return Similarity(views, **fields)
+
+
+def params_of(made, seed=0):
+    params = linear_params(seed)
+    own = made.init_params(jax.random.key(seed))
+    if "kernel" in own["scorer"]:  # not symmetric by itself
+        own["scorer"]["kernel"] += jax.random.normal(jax.random.key(1), (WIDTH, WIDTH))
+    if "map" in own["scorer"]:
+        own["scorer"]["map"] += jax.random.normal(jax.random.key(1), own["scorer"]["map"].shape)
+    return params | {"method": own}
+
+
+def loss_of(made, params, labels=LABELS, **columns):
+    batch = {"label": jnp.asarray(labels, jnp.int32), "index": jnp.arange(BATCH)}
+    batch |= {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
+
+    @jax.jit
+    def loss(params, batch):
+        args = (labelled_run.linear, params, {}, {}, batch, linear_views(0), jax.random.key(0))
+        return made.loss(*args)
+
+    return loss(params, batch)
+
+
+def embeddings(params):
+    images = np.asarray(linear_views(0).images, np.float64)
+    return images.reshape(BATCH, 2, -1) @ params["w"] @ params["p"]
+
+
+# Scorers
+
+
+def score(spec, params, x, y):
+    """One score in float64."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if spec.name == "cosine":
+        return x @ y / (np.linalg.norm(x) * np.linalg.norm(y)) - 1
+    if spec.name == "dot":
+        return x @ y
+    if spec.name == "mahalanobis":
+        gap = np.asarray(params["map"], np.float64) @ (x - y)
+        return -gap @ gap
+    if spec.name == "bilinear":
+        a = np.asarray(params["kernel"], np.float64)
+        return x @ ((a + a.T) / 2) @ y
+    if spec.name == "mlp":
+        p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        both = np.concatenate([abs(x - y), x * y])
+        return np.maximum(both @ p["kernel1"] + p["bias1"], 0) @ p["kernel2"] + p["bias2"]
+    order = {"l1": 1, "l2": 2, "squared_l2": 2, "lp": spec.p}[spec.name]
+    return -(np.linalg.norm(x - y, order) ** (2 if spec.name == "squared_l2" else 1))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers_equal_loops_and_are_symmetric(name):
+    spec = ScorerSpec(name, p=3.0, hidden=5)
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (3, 4))
+    params = params_of(method(scorer=spec))["method"]["scorer"]
+    assert bool(params) == spec.learned
+    expected = [[score(spec, params, a, b) for b in y] for a in x]
+    np.testing.assert_allclose(spec.of_pairs(params, x, y), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(spec.of_pairs(params, y, x).T, expected, rtol=1e-4, atol=1e-5)
+    rows = spec.of_rows(params, x, y[:3])
+    np.testing.assert_allclose(rows, np.diag(expected), rtol=1e-4, atol=1e-5)
+    same = np.diag(spec.of_pairs(params, x, x))
+    if spec.highest is not None:
+        np.testing.assert_allclose(same, spec.highest, atol=1e-6)
+        assert np.max(expected) <= 0
+    slope = jax.grad(lambda p, x: spec.of_pairs(p, x, 0 * x).sum(), argnums=(0, 1))(params, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_learned_scorers_start_as_what_is_known():
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(3, 6)).astype(np.float32) for _ in range(2))
+    for name, given in (("mahalanobis", "squared_l2"), ("bilinear", "dot")):
+        params = ScorerSpec(name).init(jax.random.key(0), 6)
+        expected = ScorerSpec(given).of_pairs({}, x, y)
+        np.testing.assert_allclose(ScorerSpec(name).of_pairs(params, x, y), expected, rtol=1e-5)
+    low = ScorerSpec("mahalanobis", rank=2).init(jax.random.key(0), 6)
+    assert low["map"].shape == (2, 6)
+    values = np.linalg.eigvalsh(mahalanobis_matrix(low))
+    assert (values > 1e-3).sum() == 2
+    assert values.min() > -1e-5
+
+
+# The loss
+
+
+def by_loops(made, params, labels):
+    """The loss of the batch's views, pair by pair."""
+    z = embeddings(params).reshape(2 * BATCH, -1)
+    image = np.repeat(np.arange(BATCH), 2)
+    n, own = len(z), params["method"]
+    scores = np.array([[score(made.scorer, own["scorer"], a, b) for b in z] for a in z])
+    target = np.full((n, n), np.nan)
+    for i, j in itertools.product(range(n), repeat=2):
+        a, b = labels[image[i]], labels[image[j]]
+        depth = sum(bool(a[k] == b[k] >= 0) for k in range(2))
+        if i != j and image[i] == image[j]:
+            target[i, j] = 1
+        elif i != j and min(a[0], b[0]) >= 0:
+            target[i, j] = depth / 2
+    if made.mode == "ranking":
+        function = {
+            "hinge": lambda s, t: losses.ordered_triples(s, t, "hinge", made.margin),
+            "softplus": lambda s, t: losses.ordered_triples(s / 0.1, t),
+            "list_net": lambda s, t: losses.list_net(s / 0.1, t, made.sharpness),
+            "ndcg": lambda s, t: losses.smooth_ndcg(s / 0.1, t),
+        }[made.loss_name]
+        some = [i for i in range(n) if len(set(target[i][~np.isnan(target[i])])) > 1]
+        return np.mean([float(function(scores[i][None], target[i][None])[0]) for i in some])
+    c = {name: np.asarray(value, np.float64) for name, value in own["calibration"].items()}
+    prices = {}
+    for i, j in itertools.product(range(n), repeat=2):
+        s, t = scores[i, j], target[i, j]
+        if not np.isnan(t):
+            prices.setdefault(t if made.balanced else "all", []).append(pair_price(made, c, s, t))
+    return np.mean([np.mean(prices[t]) for t in prices])
+
+
+def pair_price(made, c, s, t):
+    if made.mode == "regression":
+        gap = abs(math.exp(c["slope"]) * s + c["offset"] - t)
+        if made.loss_name == "mse":
+            return gap**2
+        return gap**2 / 2 if gap < made.delta else made.delta * (gap - made.delta / 2)
+
+    def bce(x, y):
+        return math.log1p(math.exp(-x)) if y else math.log1p(math.exp(x))
+
+    grade = round(2 * t)
+    if made.loss_name == "binary":
+        return bce(math.exp(c["slope"][0]) * s + c["offset"][0], t >= made.threshold)
+    if made.loss_name == "multi_label":
+        return np.mean(
+            [bce(math.exp(c["slope"][k]) * s + c["offset"][k], grade > k) for k in range(2)]
+        )
+    if made.loss_name == "ordinal":
+        first, second = c["offset"], c["offset"] - math.log1p(math.exp(c["steps"][0]))
+        slope = math.exp(c["slope"])
+        return bce(slope * s + first, grade > 0) + bce(slope * s + second, grade > 1)
+    logits = np.exp([c["slope"][k] * s + c["offset"][k] for k in range(3)])
+    return -math.log(logits[grade] / logits.sum())
+
+
+@modes
+def test_the_loss_equals_loops(mode, objective):
+    for changes in (
+        {},
+        {"balanced": False, "scorer": ScorerSpec("mahalanobis"), "temperature": 0.1},
+    ):
+        made = method(mode=mode, objective=objective, **changes)
+        params = params_of(made)
+        params["p"] = params["p"] * (1 if made.scorer.name == "cosine" else 0.05)
+        out = loss_of(made, params)
+        np.testing.assert_allclose(out.loss, by_loops(made, params, LABELS), rtol=2e-4)
+        assert out.loss.dtype == jnp.float32
+
+
+@modes
+def test_nothing_known_is_no_loss_and_no_gradient(mode, objective):
+    made = method(mode=mode, objective=objective)
+    params = params_of(made)
+    unlabelled = np.full_like(LABELS, -1)  # an image's own views are known to be alike
+
+    @jax.jit
+    @jax.value_and_grad
+    def both(params, labels):
+        batch = {"label": labels, "index": jnp.arange(BATCH)}
+        args = (labelled_run.linear, params, {}, {}, batch, linear_views(0), jax.random.key(0))
+        return made.loss(*args).loss
+
+    for labels, silent in ((unlabelled, mode == "ranking"), (0 * LABELS, mode == "ranking")):
+        value, slope = both(params, labels)
+        assert np.isfinite(value)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+        if silent:
+            assert value == 0
+            assert not any(np.any(x) for x in jax.tree.leaves(slope))
+    # Embeddings that are all equal are a kink of most scorers.
+    flat = {**params, "w": np.zeros_like(params["w"])}
+    _, slope = both(flat, LABELS)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+
+
+def test_similarities_can_be_given_for_each_depth():
+    """Codes that count as their subcategory: two grades are left, and one edge between each two."""
+    made = method(mode="classification", by_depth=(0.0, 0.8, 0.8))
+    np.testing.assert_allclose(made.grade_edges(2), [0.4])
+    params = params_of(made)
+    assert params["method"]["calibration"]["steps"].shape == (0,)
+    plain = method(
+        mode="classification", objective="binary", threshold=0.4, by_depth=(0.0, 0.8, 0.8)
+    )
+    binary = params | {"method": plain.init_params(jax.random.key(0))}
+    np.testing.assert_allclose(loss_of(made, params).loss, loss_of(plain, binary).loss, rtol=1e-6)
+
+
+def test_the_metrics_are_those_of_the_known_pairs():
+    made = method(mode="regression")
+    params = params_of(made)
+    out = loss_of(made, params)
+    z = embeddings(params).reshape(2 * BATCH, -1)
+    image = np.repeat(np.arange(BATCH), 2)
+    s, t = [], []
+    for i, j in itertools.permutations(range(2 * BATCH), 2):
+        a, b = LABELS[image[i]], LABELS[image[j]]
+        if image[i] == image[j] or min(a[0], b[0]) >= 0:
+            s.append(score(made.scorer, {}, z[i], z[j]))
+            t.append(1 if image[i] == image[j] else np.sum((a == b) & (a >= 0)) / 2)
+    np.testing.assert_allclose(out.metrics["pearson"], np.corrcoef(s, t)[0, 1], rtol=1e-3)
+    assert out.metrics["known_pairs"] == len(s)
+
+
+# Tables
+
+
+def test_pairs_of_a_table_are_rows_of_the_batch():
+    made = method(mode="regression", target="pairs")
+    assert made.columns == ("pair",)
+    params = params_of(made)
+    z = embeddings(params)
+    target = np.array([0.3, 0.3, np.nan, np.nan, 0.9, 0.9])
+    prices = [
+        (score(made.scorer, {}, z[i, v], z[i + 1, v]) + 1 - target[i]) ** 2
+        for i in (0, 4)
+        for v in (0, 1)
+    ]
+    out = loss_of(made, params, pair=target)
+    np.testing.assert_allclose(out.loss, np.mean(prices), rtol=1e-5)
+    assert out.metrics["known_pairs"] == 4
+    # Half a pair is known no better than none of it.
+    target[3] = 0.5
+    np.testing.assert_allclose(loss_of(made, params, pair=target).loss, np.mean(prices), rtol=1e-5)
+    # Ranking puts the pairs of the batch in order.
+    ranking = method(mode="ranking", objective="hinge", target="pairs", margin=5.0)
+    scores = [score(made.scorer, {}, z[i, v], z[i + 1, v]) for i in (0, 4) for v in (0, 1)]
+    expected = np.mean([5 - (high - low) for high in scores[2:] for low in scores[:2]])
+    found = loss_of(ranking, params_of(ranking), pair=target).loss
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_triples_of_a_table():
+    made = method(mode="ranking", objective="softplus", target="triples", temperature=1.0)
+    assert made.columns == ("triple",)
+    params = params_of(made)
+    z = embeddings(params)
+    prices = []
+    for first, v in itertools.product((0, 3), (0, 1)):
+        a, p, n = z[first, v], z[first + 1, v], z[first + 2, v]
+        lead = score(made.scorer, {}, a, p) - score(made.scorer, {}, a, n)
+        prices.append(math.log1p(math.exp(-lead)))
+    out = loss_of(made, params, triple=np.ones(6))
+    np.testing.assert_allclose(out.loss, np.mean(prices), rtol=1e-5)
+    out = loss_of(made, params, triple=[1, 1, np.nan, 1, 1, 1])
+    np.testing.assert_allclose(out.loss, np.mean(prices[2:]), rtol=1e-5)
+    # The positive is similar, the negative is not: also to a classifier.
+    classifier = method(mode="classification", objective="binary", target="triples")
+    own = params_of(classifier)
+    expected = []
+    for first, v, other in itertools.product((0, 3), (0, 1), (1, 2)):
+        x = (score(made.scorer, {}, z[first, v], z[first + other, v]) + 0.5) / 0.1
+        expected.append(math.log1p(math.exp(-x if other == 1 else x)))
+    out = loss_of(classifier, own, triple=np.ones(6))
+    np.testing.assert_allclose(out.loss, np.mean(expected), rtol=1e-5)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mode": "rank"},
+            "method.mode='rank': expected one of regression, classification, ranking",
+        ),
+        ({"mode": "regression", "objective": "hinge"}, "mode 'regression' has mse, huber"),
+        ({"target": "labels"}, "expected one of tree, pairs, triples"),
+        ({"temperature": 0.0}, "method.temperature=0.0: expected a number above 0"),
+        ({"margin": -1.0}, "method.margin=-1.0"),
+        ({"by_depth": (0.0, 1.0)}, r"2 level\(s\); expected 3 similarities"),
+        ({"by_depth": (0.0, 1.0), "target": "pairs"}, "it is for target='tree'"),
+        ({"mode": "classification", "target": "pairs"}, "'ordinal' needs the numbers that divide"),
+        ({"edges": (0.5, 0.2)}, "that ascend"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        method(**changes)
+    with pytest.raises(ValueError, match=r"scorer\.name='cos': expected one of l1"):
+        ScorerSpec("cos")
+
+
+def test_data_that_do_not_fit_are_named():
+    made = method()
+    with pytest.raises(ValueError, match="the images have no labels; say where they are"):
+        loss_of(made, params_of(made), np.zeros((BATCH, 0), np.int32))
+    made = method(target="pairs", mode="regression")
+    with pytest.raises(
+        ValueError, match=r"no pairs; name a table of them in data\.pairs\['train'\]"
+    ):
+        loss_of(made, params_of(made), triple=np.ones(6))
+    with pytest.raises(ValueError, match="number of label levels is not known"):
+        method(levels=0, mode="classification").init_params(jax.random.key(0))
+    with pytest.raises(ValueError, match="width of z is that of h"):
+        method(features=0, projection=HeadSpec(())).init_params(jax.random.key(0))
+
+
+# Devices, blocks, and a run
+
+
+@pytest.mark.parametrize("objective", ["list_net", "ordinal"])
+def test_the_number_of_devices_does_not_matter(objective, monkeypatch):
+    """The loss on 1, 2, 4 and 8 devices, in blocks of few rows of each and as a whole."""
+    mode = "classification" if objective == "ordinal" else "ranking"
+    made = method(mode=mode, objective=objective, scorer=ScorerSpec("mlp", hidden=4))
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(32, 2, WIDTH)).astype(np.float32)
+    labels = np.stack([rng.integers(-1, 3, 32), np.arange(32) % 12 // 4], 1).astype(np.int32)
+    labels[labels[:, 0] < 0] = -1
+    own = made.init_params(jax.random.key(0))
+
+    def apply(params, batch_stats, images, train, key):
+        return (images, {"projection": (images,)}), batch_stats
+
+    def loss(own, z, labels):
+        views = labelled_run.Views(z, {})
+        batch = {"label": labels, "index": jnp.arange(32)}
+        return made.loss(apply, {"method": own}, {}, {}, batch, views, jax.random.key(0)).loss
+
+    reference = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(own, z, labels)
+    real = losses.over_rows
+    monkeypatch.setattr(losses, "over_rows", lambda f, rows, n: real(f, rows, n, at_once=3 * n))
+    for devices in (1, 2, 4, 8) if objective == "list_net" else (8,):
+        mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+        rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+        step = jax.jit(
+            experiment.in_sight_of(mesh, jax.value_and_grad(loss, argnums=(0, 1))),
+            in_shardings=(whole, rows, rows),
+        )
+        found = step(own, jax.device_put(z, rows), jax.device_put(labels, rows))
+        np.testing.assert_allclose(found[0], reference[0], rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(reference[1]), jax.tree.leaves(found[1]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
+    """Digits with a table: trained, scored on a table of other images, continued, and refused with another table."""
+    monkeypatch.setattr(models, "build", tiny_network.build)
+    labelled_run.write_digits(tmp_path, train=60, test=40)
+    rng = np.random.default_rng(0)
+
+    def table(name, split, rows):
+        source = data.load(data.DataConfig(name="idx", path=str(tmp_path)), split)
+        lines = []
+        for _ in range(rows):
+            a, b = rng.integers(len(source), size=2)
+            alike = int(source.labels[a, 0] == source.labels[b, 0])
+            lines.append(f"{source.name(a)},{source.name(b)},{alike}\n")
+        (tmp_path / name).write_text("a,b,similarity\n" + "".join(lines))
+        return str(tmp_path / name)
+
+    made = config(
+        "similarity",
+        **{
+            "data.path": str(tmp_path),
+            "batch_size": 16,
+            "steps": 3,
+            "method.mode": "classification",
+            "method.objective": "binary",
+            "method.target": "pairs",
+            "evaluation.gallery": "train",
+            "evaluation.validation": "test",
+            "evaluation.test": "test",
+            "evaluation.linear": False,
+            "evaluation.baselines": False,
+            "evaluation.ks": (1,),
+            "evaluation.extra": ("similarity",),
+            "evaluation.batch_size": 40,
+        },
+    )
+    pairs = {"train": table("train.csv", "train", 50), "test": table("test.csv", "test", 30)}
+    plain = config_lib.to_dict(made)
+    plain["data"]["pairs"] = pairs
+    made = config_lib.from_dict(plain)
+    result = train.train(made, str(tmp_path / "run"))
+    assert result["complete"]
+    assert np.isfinite(result["metrics"]["loss"])
+    values = {(r["method"], r["level"]): r["accuracy"] for r in result["rows"]}
+    assert 0 <= values["similarity/auc", "pairs"] <= 1
+    assert -1 <= values["similarity/spearman", "pairs"] <= 1
+    assert ("similarity/spearman", "all") in values  # the labels have their own rows
+
+    options = probe.Options(str(tmp_path / "run"), evaluations=("similarity",), baselines=False)
+    probed = {(r["method"], r["level"]): r["accuracy"] for r in probe.probe(options)["rows"]}
+    assert probed["similarity/auc", "pairs"] == pytest.approx(values["similarity/auc", "pairs"])
+
+    table("train.csv", "train", 50)
+    with pytest.raises(train.RunError, match="content_id"):
+        train.train(made, str(tmp_path / "run"))

@@ -1,0 +1,181 @@
+"""Losses and mining of metric learning have equal values and gradients here and in pytorch-metric-learning."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import distances, miners
+from pytorch_metric_learning import losses as peer
+
+from jaxcl import losses
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Z = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+# Classes of different sizes, and one of a single row.
+LABELS = np.random.default_rng(1).integers(0, 6, 24)
+LABELS[-1] = 6
+PROXIES = np.random.default_rng(2).normal(size=(7, 8)).astype(np.float32)
+
+
+def theirs(loss, miner, parameters=None):
+    """Value, gradient of the rows and, if it has some, of its own parameters."""
+    z = torch.tensor(Z, requires_grad=True)
+    labels = torch.tensor(LABELS)
+    mined = None if miner is None else miner(z, labels)
+    value = loss(z, labels, mined)
+    value.backward()
+    own = None if parameters is None else parameters(loss).grad.numpy()
+    return value.item(), z.grad.numpy(), own
+
+
+def agree(ours, expected, tolerance=1e-5):
+    """`ours` takes the rows, and proxies where the peer has some."""
+    value, wanted, wanted_own = expected
+    arguments = (jnp.asarray(Z),) + (() if wanted_own is None else (jnp.asarray(PROXIES),))
+    run = jax.jit(jax.value_and_grad(ours, argnums=tuple(range(len(arguments)))))
+    got, gradients = run(*arguments)
+    np.testing.assert_allclose(got, value, rtol=5e-6)
+    for gradient, target in zip(gradients, (wanted, wanted_own), strict=False):
+        assert np.linalg.norm(gradient - target) <= tolerance * np.linalg.norm(target)
+
+
+CASES = {
+    "contrastive": (losses.margin_contrastive, peer.ContrastiveLoss(), None),
+    "contrastive, margins": (
+        functools.partial(losses.margin_contrastive, pos_margin=0.3, neg_margin=1.4),
+        peer.ContrastiveLoss(0.3, 1.4),
+        None,
+    ),
+    "contrastive, squared": (
+        functools.partial(losses.margin_contrastive, neg_margin=2.0, distance="squared_l2"),
+        peer.ContrastiveLoss(0, 2, distance=distances.LpDistance(power=2)),
+        None,
+    ),
+    "contrastive, pair margins": (
+        functools.partial(losses.margin_contrastive, pos_margin=0.2, neg_margin=0.8, mining="pair_margin"),
+        peer.ContrastiveLoss(0.2, 0.8),
+        miners.PairMarginMiner(),
+    ),
+    "triplet": (functools.partial(losses.triplet, margin=0.05), peer.TripletMarginLoss(), None),
+    "triplet, swap": (
+        functools.partial(losses.triplet, swap=True),
+        peer.TripletMarginLoss(0.2, swap=True),
+        None,
+    ),
+    "triplet, smooth": (
+        functools.partial(losses.triplet, smooth=True),
+        peer.TripletMarginLoss(0.2, smooth_loss=True),
+        None,
+    ),
+    "triplet, cosine": (
+        functools.partial(losses.triplet, distance="cosine"),
+        peer.TripletMarginLoss(0.2, distance=distances.CosineSimilarity()),
+        None,
+    ),
+    **{
+        f"triplet, {kind}": (
+            functools.partial(losses.triplet, mining=kind, smooth=True),
+            peer.TripletMarginLoss(0.2, smooth_loss=True),
+            miners.TripletMarginMiner(0.2, type_of_triplets=kind),
+        )
+        for kind in ("hard", "semihard", "easy")
+    },
+    "triplet, batch-hard": (
+        functools.partial(losses.triplet, mining="batch_hard"),
+        peer.TripletMarginLoss(0.2),
+        miners.BatchHardMiner(),
+    ),
+    "triplet, easy positive": (
+        functools.partial(losses.triplet, mining="easy_positive"),
+        peer.TripletMarginLoss(0.2),
+        miners.BatchEasyHardMiner("easy", "semihard"),
+    ),
+    "margin": (losses.margin_loss, peer.MarginLoss(), None),
+    "margin, semi-hard": (
+        functools.partial(losses.margin_loss, mining="semihard"),
+        peer.MarginLoss(),
+        miners.TripletMarginMiner(0.2, type_of_triplets="semihard"),
+    ),
+    "multi-similarity": (losses.multi_similarity, peer.MultiSimilarityLoss(), None),
+    "multi-similarity, mined": (
+        functools.partial(losses.multi_similarity, mining="multi_similarity"),
+        peer.MultiSimilarityLoss(),
+        miners.MultiSimilarityMiner(),
+    ),
+    "lifted structure": (losses.lifted_structure, peer.LiftedStructureLoss(), None),
+    "NCA": (functools.partial(losses.nca, scale=2.0), peer.NCALoss(2), None),
+    "circle": (losses.circle, peer.CircleLoss(), None),
+    "FastAP": (losses.fast_ap, peer.FastAPLoss(), None),
+    "NT-Xent": (
+        functools.partial(losses.nt_xent_pairs, temperature=0.2),
+        peer.NTXentLoss(0.2),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_of_rows(name):
+    ours, loss, miner = CASES[name]
+    agree(lambda z: ours(z, LABELS), theirs(loss, miner), 3e-5)
+
+
+def with_proxies(loss, name, turned=False):
+    """A peer's loss whose parameters are ours, and where their gradient is found."""
+    weights = torch.tensor(PROXIES.T.copy() if turned else PROXIES)
+    setattr(loss, name, torch.nn.Parameter(weights))
+
+    class Found:
+        @property
+        def grad(self):
+            gradient = getattr(loss, name).grad
+            return gradient.T if turned else gradient
+
+    return loss, lambda _: Found()
+
+
+@pytest.mark.parametrize(
+    ("ours", "loss", "parameter", "turned"),
+    [
+        (losses.proxy_nca, peer.ProxyNCALoss(7, 8), "proxies", False),
+        (losses.proxy_anchor, peer.ProxyAnchorLoss(7, 8), "proxies", False),
+        (losses.arcface, peer.ArcFaceLoss(7, 8), "W", True),
+    ],
+    ids=["proxy-NCA", "proxy-anchor", "ArcFace"],
+)
+def test_losses_with_proxies(ours, loss, parameter, turned):
+    made, parameters = with_proxies(loss, parameter, turned)
+    agree(lambda z, p: ours(z, LABELS, p), theirs(made, None, parameters), 3e-5)
+
+
+def test_n_pairs_of_two_rows_a_class():
+    """The peer draws its pairs; given those that are ours, it has our value."""
+    rows = Z[:12] / np.linalg.norm(Z[:12], axis=1, keepdims=True)
+    labels = np.repeat(np.arange(6), 2)
+    first, second = torch.arange(0, 12, 2), torch.arange(1, 12, 2)
+    loss = peer.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
+    z = torch.tensor(rows, requires_grad=True)
+    nothing = torch.tensor([], dtype=torch.long)
+    value = loss(z, torch.tensor(labels), (first, second, nothing, nothing))
+    value.backward()
+    got, gradient = jax.value_and_grad(losses.n_pairs)(jnp.asarray(rows), labels)
+    np.testing.assert_allclose(got, value.item(), rtol=5e-6)
+    np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-6)
+
+
+def test_memory_of_earlier_rows():
+    """Cross-batch memory: the rows of the batch against each other and those of the step before."""
+    memory = peer.CrossBatchMemory(peer.ContrastiveLoss(0, 1.2), 8, memory_size=24)
+    labels = torch.tensor(LABELS)
+    memory(torch.tensor(Z[:12]), labels[:12])
+    # The peer's memory holds the batch itself too, without gradient: values can be compared alone.
+    expected = memory(torch.tensor(Z[12:]), labels[12:]).item()
+    earlier = losses.Reference(jnp.asarray(Z[:12]), LABELS[:12])
+    got = losses.margin_contrastive(
+        jnp.asarray(Z[12:]), LABELS[12:], neg_margin=1.2, reference=earlier
+    )
+    np.testing.assert_allclose(got, expected, rtol=5e-6)
