@@ -15,6 +15,7 @@ import pytest
 
 from jaxcl import config as config_lib
 from jaxcl import data, models, optim, train
+from jaxcl.methods.base import method_columns
 from jaxcl.state import make_init, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,14 +32,29 @@ VARIANTS = [
     "supcon_moco:emoji",
     "supervised:cifar10",
     "supervised:imagenet",
+    "similarity_emoji:regression",
+    "similarity_emoji:classification,mlp",
+    "similarity_table:triples",
+    "looc_emoji:color,rotate,texture,different",
+    "metric_emoji:margin,distance_weighted",
+    "metric_emoji:proxy_anchor",
 ]
 # Variants whose steps are those of others.
 TEXTS = [
     *VARIANTS,
+    "hierarchical_emoji:himulcon",
+    "hierarchical_emoji:hicone",
+    "himulcone:modelnet40",
+    "himulcone:imagenet",
+    "himulcone:inaturalist",
     "moco_cifar10:symmetric",
     "moco_emoji:queue,ema",
     "moco_v3_r50_tpu:1000",
     "moco_v3_vit_tpu:vit_b16",
+    "looc_emoji:moco,color,rotate",
+    "looc_imagenet100:moco,rotation,same",
+    "looc_imagenet100:rotation,always",
+    "metric_cub200:arcface",
 ]
 
 
@@ -65,6 +81,8 @@ def test_golden_text(name):
 def test_the_step_is_traced_on_its_own_shapes(name):
     config = config_lib.from_dict(get_config(name))
     levels = config.evaluation.levels or ("label",)
+    if config.method["name"] == "hierarchical":  # whose leaves need not be scored
+        levels = (*levels, "leaf")
     config = config.for_labels(data.LabelTree(levels, (("a", "b", "c"),) * len(levels)))
     config = config.for_run(10**5, len(levels))
     method = config.build_method()
@@ -86,6 +104,8 @@ def test_the_step_is_traced_on_its_own_shapes(name):
         batch["image"] = jax.ShapeDtypeStruct((b, v, h, w, channels), np.uint8)
         batch["crop/on"] = jax.ShapeDtypeStruct((b, v), np.bool_)
         batch["crop/box"] = jax.ShapeDtypeStruct((b, v, 4), np.int32)
+    for column in method_columns(method):
+        batch[column] = jax.ShapeDtypeStruct((b,), np.float32)
     after, metrics = jax.eval_shape(make_train_step(method, model, tx, schedule), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

@@ -49,6 +49,11 @@ from jaxcl.evaluators.rotation import (
     factor_of,
     predict_factor,
 )
+from jaxcl.evaluators.similarity import (
+    SimilarityResult,
+    table_similarity,
+    tree_similarity,
+)
 from jaxcl.evaluators.table import Row, higher_is_better, scalars, table
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
     "Rotation",
     "Row",
     "SelectedKnn",
+    "SimilarityResult",
     "Subject",
     "Task",
     "Trained",
@@ -111,5 +117,7 @@ __all__ = [
     "score",
     "shared_levels",
     "table",
+    "table_similarity",
     "transfer_bn_momentum",
+    "tree_similarity",
 ]

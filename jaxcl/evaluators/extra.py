@@ -4,6 +4,8 @@
     clustering   clustering/nmi, ami, silhouette                       at each level
     hierarchy    hierarchy/distance, violations                        at each level
                  hierarchy/violations, precision@<k>                   all
+    similarity   similarity/spearman, pearson, triplet_accuracy, ndcg  all, and pairs or triples of a table
+                 similarity/auc                                        at each level, and pairs
     fewshot      fewshot/<n>-shot                                      at each level
     rotation     rotation/accuracy                                     all
     factor       factor/<op>.<parameter>                               all
@@ -20,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxcl.data import PairTable
 from jaxcl.evaluators.base import Features, NothingToScore, comparable_levels, shared_levels
 from jaxcl.evaluators.clustering import clustering
 from jaxcl.evaluators.corruption import corruption
@@ -28,9 +31,19 @@ from jaxcl.evaluators.hierarchy import hierarchy
 from jaxcl.evaluators.linear import chosen_model
 from jaxcl.evaluators.retrieval import retrieval
 from jaxcl.evaluators.rotation import Take, factor_of, predict_factor
+from jaxcl.evaluators.similarity import SimilarityResult, table_similarity, tree_similarity
 from jaxcl.evaluators.table import Row
 
-EXTRA = ("retrieval", "clustering", "hierarchy", "fewshot", "rotation", "factor", "corruption")
+EXTRA = (
+    "retrieval",
+    "clustering",
+    "hierarchy",
+    "similarity",
+    "fewshot",
+    "rotation",
+    "factor",
+    "corruption",
+)
 """Names of the evaluators."""
 
 ALL = "all"
@@ -70,6 +83,7 @@ class Subject:
       factors: what "factor" predicts; see `factor_of`.
       seed: of draws.
       say: gets a line for what is left out.
+      pairs: what a table says of the test images, for "similarity".
     """
 
     name: str
@@ -86,6 +100,7 @@ class Subject:
     factors: Sequence[str] = ()
     seed: int = 0
     say: Callable[[str], None] = print
+    pairs: PairTable | None = None
 
     def rows(self, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
         """Runs the named evaluators.
@@ -189,6 +204,42 @@ def _hierarchy(subject: Subject) -> Found:
     yield ALL, found, rows
 
 
+def _similarity(subject: Subject) -> Found:
+    if not (subject.test.levels or subject.pairs):
+        subject.say(
+            f"{subject.name}: similarity is left out: the test images have no labels, and data.pairs names no table of them"
+        )
+    if subject.test.levels:
+        try:
+            found = tree_similarity(subject.test, seed=subject.seed)
+        except NothingToScore as error:
+            subject.say(f"{subject.name}: similarity is left out: {error}")
+        else:
+            rows = _similarity_rows(subject, found, ALL)
+            for level, auc in zip(subject.levels, found.auc, strict=True):
+                if not subject.wanted or level in subject.wanted:
+                    settings = {"metric": found.metric, "pairs": found.pairs}
+                    rows.append(
+                        subject.row("similarity/auc", level, auc, found.examples, **settings)
+                    )
+            yield ALL, found, rows
+    if subject.pairs:
+        found = table_similarity(subject.test, subject.pairs, seed=subject.seed)
+        level = f"{subject.pairs.kind}s"
+        rows = _similarity_rows(subject, found, level)
+        settings = {"metric": found.metric, "pairs": found.pairs}
+        rows.append(subject.row("similarity/auc", level, found.auc[0], found.examples, **settings))
+        yield level, found, rows
+
+
+def _similarity_rows(subject: Subject, found: SimilarityResult, level: str) -> list[Row]:
+    settings = {"metric": found.metric, "pairs": found.pairs, "lists": found.lists}
+    return [
+        subject.row(method, level, value, found.examples, **settings)
+        for method, value in found.scalars().items()
+    ]
+
+
 def _fewshot(subject: Subject) -> Found:
     shared = shared_levels(subject.levels, subject.last.labels, subject.test.labels)
     for name, level in subject.levels_of("fewshot").items():
@@ -256,6 +307,7 @@ _RUN: dict[str, Callable[[Subject], Found]] = {
     "retrieval": _retrieval,
     "clustering": _clustering,
     "hierarchy": _hierarchy,
+    "similarity": _similarity,
     "fewshot": _fewshot,
     "rotation": lambda subject: _factors(subject, ("rotation",)),
     "factor": lambda subject: _factors(subject, subject.factors),

@@ -197,6 +197,7 @@ class Online:
             config.extra_levels,
             config.factors,
             say=_log.warning,
+            pairs=data.load_pairs(self._data_config, test_split, self.source(test_split)),
         )
 
     def _searched(self, variables: Any | None, test_split: str) -> Features | None:

@@ -7,6 +7,7 @@ at least float32.
 from jaxcl.losses.anchors import Reference
 from jaxcl.losses.contrastive import info_nce, normalize, nt_xent, nt_xent_metrics, sup_con
 from jaxcl.losses.dictionary import info_nce_metrics
+from jaxcl.losses.distances import Distance, distance
 from jaxcl.losses.hierarchical import (
     hicone,
     hierarchical_con,
@@ -30,6 +31,7 @@ from jaxcl.losses.metric import (
     nca,
 )
 from jaxcl.losses.proxies import arcface, proxy_anchor, proxy_nca, random_proxies
+from jaxcl.losses.similarity import target_similarity
 from jaxcl.losses.supervised import (
     accuracy,
     cross_entropy,
@@ -46,11 +48,13 @@ from jaxcl.losses.triplets import (
 )
 
 __all__ = [
+    "Distance",
     "Reference",
     "accuracy",
     "arcface",
     "circle",
     "cross_entropy",
+    "distance",
     "fast_ap",
     "hadsell",
     "hicone",
@@ -81,6 +85,7 @@ __all__ = [
     "sup_con_memory",
     "sup_con_modes",
     "sup_con_overlap",
+    "target_similarity",
     "triplet",
     "triplet_counts",
 ]

@@ -6,6 +6,7 @@ from jaxcl.methods.looc import LooC
 from jaxcl.methods.metric import Metric
 from jaxcl.methods.moco import MoCo
 from jaxcl.methods.simclr import SimCLR
+from jaxcl.methods.similarity import Similarity
 from jaxcl.methods.supcon import SupCon
 from jaxcl.methods.supcon_moco import SupConMoCo
 from jaxcl.methods.supervised import Supervised
@@ -18,6 +19,7 @@ METHODS: dict[str, type] = {
     "supervised": Supervised,
     "hierarchical": Hierarchical,
     "looc": LooC,
+    "similarity": Similarity,
     "metric": Metric,
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "Metric",
     "MoCo",
     "SimCLR",
+    "Similarity",
     "SupCon",
     "SupConMoCo",
     "Supervised",

@@ -132,7 +132,7 @@ def open_splits(config: Config, options: Options) -> Splits:
         names["gallery"] = gallery
     needed = {last, test, *({train, validation} if validation else ()), *filter(None, (gallery,))}
     opened = {name: data.load(config.data, name) for name in sorted(needed)}
-    if not opened[last].tree.depth:
+    if not opened[last].tree.depth and not config.data.pairs.get(test):
         raise ProbeError(f"the split {last!r} has no labels: there is nothing to probe")
     return Splits(
         opened[last],

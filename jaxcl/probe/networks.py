@@ -188,6 +188,7 @@ class Networks:
             self.options.factors,
             self.options.seed,
             self.console.print,
+            data.load_pairs(self.config.data, splits.names["test"], splits.test),
         )
 
     def features(self, variables: PyTree | None, source: Source) -> Features:

@@ -1,0 +1,38 @@
+"""Your own images, and your own numbers of how similar pairs of them are.
+
+    python -m jaxcl.main --config=configs/similarity_table.py --config.data.path=images.csv \
+        --config.data.pairs.train=train_pairs.csv --config.data.pairs.val=val_pairs.csv
+    python -m jaxcl.main --config=configs/similarity_table.py:triples ...
+
+images.csv has a column `path`, with file names relative to itself. The tables of pairs have the columns a, b, similarity, those of
+triples anchor, positive, negative; they name images as images.csv does. Pairs are learned by regression (their similarities may be
+any numbers), triples by ranking. A tenth of the images, chosen by a digest of their names, is held out as "val"; the table for it
+has pairs among these only. `python -m jaxcl.probe --workdir=runs/similarity_table --eval=similarity --test=val` scores them again.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxcl import config as config_lib
+from jaxcl.views import presets
+
+
+def get_config(arg: str = "pairs") -> ConfigDict:
+    """The experiment; arg is what the rows of the tables are: "pairs" or "triples"."""
+    mode = {"pairs": "regression", "triples": "ranking"}.get(arg)
+    if mode is None:
+        raise ValueError(f"similarity_table:{arg}: expected pairs or triples after the colon")
+    views = presets.crop_flip(64, views=1, smallest_crop=0.6)
+    c = config_lib.base("similarity", views, mode=mode, target=arg)
+    c.name = "similarity_table" + ("" if arg == "pairs" else f"_{arg}")
+    c.batch_size, c.epochs = 192, 50.0
+    c.data.name, c.data.path, c.data.holdout = "table", "images.csv", 0.1
+    c.data.pairs = {"train": "train_pairs.csv", "val": ""}
+    c.data.image_size, c.data.on_bad = 72, "skip"
+    c.model.name, c.model.stem, c.model.width = "resnet18", "cifar", 0.5
+    c.method.projection.layers = (256, 128)
+    c.optim.name, c.optim.base_lr, c.optim.scaling = "adamw", 1e-3, "none"
+    c.optim.weight_decay, c.optim.warmup_epochs = 0.01, 2.0
+    c.evaluation.every, c.evaluation.gallery, c.evaluation.validation = 200, "train", "val"
+    c.evaluation.test, c.evaluation.linear, c.evaluation.extra = "val", False, ("similarity",)
+    c.run.checkpoint_every = 200
+    return c
