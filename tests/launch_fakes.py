@@ -121,18 +121,26 @@ def read():
     return json.loads(queue.read_text())
 
 
+def write(resource):
+    # At once, as another process may be reading.
+    new = queue.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(resource))
+    new.replace(queue)
+
+
 fail_if_told(verb if argv[2] == "queued-resources" else "tpu-vm " + verb)
 if argv[2] == "queued-resources" and verb == "create":
     if queue.exists():
         refuse("ALREADY_EXISTS: " + argv[4])
     label = dict([flags["labels"].split("=")])
-    queue.write_text(json.dumps({"labels": label, "states": settings["states"]}))
+    write({"labels": label, "states": settings["states"]})
     for home in homes:
         home.mkdir()
 elif argv[2] == "queued-resources" and verb == "describe":
     now = read()
     state, *later = now["states"]
-    queue.write_text(json.dumps({**now, "states": later or [state]}))
+    if later:
+        write({**now, "states": later})
     node = {"nodeId": argv[4], "node": {"labels": now["labels"]}}
     data = {"failedData": {"error": {"message": settings["failure"]}}} if state == "FAILED" else {}
     print(json.dumps({"state": {"state": state, **data}, "tpu": {"nodeSpec": [node]}}))
@@ -160,7 +168,7 @@ elif verb == "ssh":
         )
         while reader.poll() is None:
             if " follow " in command and preempted():
-                queue.write_text(json.dumps({**read(), "states": ["ACTIVE", "SUSPENDING", "SUSPENDED"]}))
+                write({**read(), "states": ["ACTIVE", "SUSPENDING", "SUSPENDED"]})
                 if settings["preempt"] == "delete":
                     queue.unlink()
                 change(preempt=False)
