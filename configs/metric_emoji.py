@@ -2,12 +2,13 @@
 
     python -m jaxcl.main --config=configs/metric_emoji.py                                  (triplets, semi-hard)
     python -m jaxcl.main --config=configs/metric_emoji.py:LOSS[,MINING]
-    python -m jaxcl.probe --workdir=runs/metric_emoji --eval=retrieval,clustering --layer=z
+    python -m jaxcl.probe --workdir=runs/metric_emoji --layer=z --eval=retrieval
+    python -m jaxcl.probe --workdir=runs/metric_emoji --layer=z --eval=clustering --levels=subcategory
 
 LOSS and MINING are those of `jaxcl.methods.metric`, such as "margin,distance_weighted", "triplet,batch_hard", "multi_similarity" or
 "proxy_anchor". A code has two drawings, by two artists, so that a batch of 128 has 64 codes, and an image one positive. The
 table at the end, on h, is about codes that training has not seen: `retrieval/recall@1` at the level `code` is the share of
-drawings whose nearest neighbour is the other drawing of their code. The embedding itself is z, which the probe above scores.
+drawings whose nearest neighbour is the other drawing of their code. The embedding itself is z, which the probes above score.
 
 Network, images, augmentations (one view) and optimizer are those of `quickstart`. A memory of earlier batches is
 `--config.method.memory_size=1024 --config.method.memory_start=100`.
@@ -37,6 +38,6 @@ def get_config(arg: str = "triplet,semihard") -> ConfigDict:
     c.data.sampler, c.data.per_class = "m_per_class", 2  # the two drawings of a code
     c.optim.method_lr = PROXY_LR
     c.evaluation.every = 200
-    c.evaluation.extra = ("retrieval", "clustering")
+    c.evaluation.extra = ("retrieval",)
     c.evaluation.extra_levels = ("code", "subcategory")
     return c

@@ -21,6 +21,7 @@ from jaxcl.data import DataConfig, LabelTree
 from jaxcl.evaluators import EvalConfig
 from jaxcl.mesh import MeshConfig
 from jaxcl.methods import METHODS, Method
+from jaxcl.methods.labels import IMAGE
 from jaxcl.models import BackboneConfig, gradient_cache
 from jaxcl.optim import OptimConfig
 from jaxcl.pretrained import InitConfig
@@ -144,7 +145,7 @@ class Config:
     def for_labels(self, tree: LabelTree) -> "Config":
         """The config whose method knows the label levels of its training data, and how many classes each has.
 
-        It is the same config if the method does not ask for them (it has no field `labels`).
+        It is the same config if the method does not ask for them (it has no field `labels`), or takes every image as a class.
 
         Args:
           tree: of the training data, as `data.by_path` makes it.
@@ -156,6 +157,8 @@ class Config:
         if all(f.name != "labels" for f in fields):
             return self
         if not tree.depth:
+            if self.method.get("level") == IMAGE:
+                return self
             raise ConfigError(
                 f"method {self.method['name']!r} learns from labels, and the training data have none: say where they are with"
                 " data.labels (a folder: parent or path) or data.label_keys (a table, TFDS), or choose a method without labels"

@@ -66,7 +66,7 @@ class Embedding:
                 test=split,
                 baselines=False,
                 seed=config.seed,
-                out=os.path.join(workdir, f"probe-{self.name}-{split}.json"),
+                out=os.path.join(workdir, f"probe-{self.name}-{split}-{evaluations[0]}.json"),
             )
             rows = probe.probe(options)["rows"]
             return {
@@ -75,9 +75,11 @@ class Embedding:
                 if row["features"] == probe.TRAINED
             }
 
-        unseen = scores("test", ("retrieval", "clustering"), ("code", "subcategory"))
+        # Clusters of codes, of two drawings each, would say what the neighbours say.
+        clusters = scores("test", ("clustering",), ("subcategory",))
+        unseen = scores("test", ("retrieval",), ("code", "subcategory"))
         seen = scores("train", ("retrieval",), ("code",))[OTHER]
-        return {**unseen, "seen": seen, "gap": seen - unseen[OTHER]}
+        return {**clusters, **unseen, "seen": seen, "gap": seen - unseen[OTHER]}
 
 
 def get_study() -> study.Study:
@@ -119,7 +121,7 @@ def get_study() -> study.Study:
             study.Metric("z/retrieval/map@r/subcategory", "MAP@R subcategory, z"),
             study.Metric("z/clustering/nmi/subcategory", "NMI subcategory, z"),
             study.Metric(OTHER, "other drawing found, h"),
-            study.Metric("clustering/nmi/subcategory", "NMI subcategory, h"),
+            study.Metric("retrieval/map@r/subcategory", "MAP@R subcategory, h"),
             study.Metric("z/seen", "other drawing found, seen codes, z"),
             study.Metric("z/gap", "seen less unseen, z"),
         ],

@@ -322,18 +322,19 @@ def _fit(
     """L-BFGS from `params`: (parameters, objective, iterations, largest gradient entry).
 
     It walks in preconditioned coordinates `a`: weights = P a, where P multiplies the component
-    along `basis[:, i]` by `scale[i]`, and what is orthogonal to the basis by `scale[-1]`.
+    along `basis[:, i]` by `scale[i]`, and what is orthogonal to the basis by `scale[-1]`. They have
+    a row for each class: of [F, C] the gradient, inputs.T @ ..., takes two to seven times as long.
     """
     solver = optax.lbfgs(memory_size=10)
     read = optax.tree_utils.tree_get
 
     def rescale(a: jax.Array, scale: jax.Array) -> jax.Array:
-        along = (scale - scale[-1])[:, None] * (basis.T @ a)
-        return scale[-1] * a + basis @ along
+        along = (a @ basis) * (scale - scale[-1])
+        return scale[-1] * a + along @ basis.T
 
     def objective(coordinates: Any) -> jax.Array:
         weights = rescale(coordinates["weights"], scale)
-        logits = inputs @ weights + coordinates["bias"]
+        logits = inputs @ weights.T + coordinates["bias"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return (share * losses).sum() + l2 / 2 * (weights**2).sum()
 
@@ -357,7 +358,7 @@ def _fit(
         )
         return optax.apply_updates(coordinates, updates), state
 
-    start = {**params, "weights": rescale(params["weights"], 1 / scale)}
+    start = {**params, "weights": rescale(params["weights"].T, 1 / scale)}
     end, state = jax.lax.while_loop(unfinished, step, (start, solver.init(start)))
-    solution = {**end, "weights": rescale(end["weights"], scale)}
+    solution = {**end, "weights": rescale(end["weights"], scale).T}
     return solution, read(state, "value"), read(state, "count"), largest(read(state, "grad"))

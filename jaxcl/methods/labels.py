@@ -4,6 +4,9 @@ import dataclasses
 
 import jax
 
+IMAGE = "image"
+"""The level of methods that can do without labels: every image is a class of its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelLevels:

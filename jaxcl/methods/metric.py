@@ -18,16 +18,13 @@ import jax.numpy as jnp
 
 from jaxcl import losses
 from jaxcl.methods.base import Apply, LossOut, PyTree
-from jaxcl.methods.labels import LabelLevels
+from jaxcl.methods.labels import IMAGE, LabelLevels
 from jaxcl.methods.memory import Queue
 from jaxcl.methods.metric_losses import ABOVE_ZERO, CHOICES, LOSSES, Given, Spec
 from jaxcl.methods.moco import dictionary_metrics
 from jaxcl.methods.supcon import same_class
 from jaxcl.models import HeadSpec
 from jaxcl.views import ViewProgram, Views
-
-IMAGE = "image"
-"""The level at which every image is a class of its own."""
 
 UNKNOWN = 2**30
 """Labels from here on are of images without one, whose views agree with each other alone."""

@@ -299,6 +299,8 @@ def test_the_levels_of_the_data_are_learned_from_the_data():
     assert config_lib.from_dict(config_lib.to_dict(bound)) == bound
     with pytest.raises(config_lib.ConfigError, match="'metric' learns from labels"):
         config("metric").for_labels(LabelTree())
+    by_image = config("metric", **{"method.level": "image"})
+    assert by_image.for_labels(LabelTree()) == by_image
 
 
 # Whole steps on several devices
