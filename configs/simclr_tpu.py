@@ -9,6 +9,8 @@ Where paper, README and flags of the official code disagree, this is the paper's
 1e-4), a projection head of two layers (flags: three), the mean over all anchors (code: the sum of both directions, twice
 that; with LARS only weight decay and the excluded parameters notice). The learning rate is 0.3 * B / 256 (the README's
 0.075 * sqrt(B) is the same at 4096; below that the square root is better: `optim.scaling="sqrt", optim.base_lr=0.075`).
+An epoch is
+N // B steps and leaves out the rest (code: N * E // B + 1 steps in all, 31,279 instead of 31,200 for 100 epochs).
 Brightness is version 2's, which multiplies. The network computes in bfloat16, as TPUs do; statistics, similarities and the
 loss in float32. Images are in [0, 1], without mean and standard deviation.
 

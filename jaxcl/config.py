@@ -11,7 +11,7 @@ import importlib.util
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,10 @@ RESUMABLE = (
     "data.split_file",
     "data.classes_file",  # what the three files say is in the content id
     "data.taxonomy",
+    "data.on_bad",
+    "data.max_pixels",
     "data.workers",
+    "data.threads",
     "data.prefetch",
     "evaluation.",
     "micro_batch",
@@ -224,7 +227,7 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
     }
     unknown = set(method_fields) - set(fields)
     if unknown:
-        raise ConfigError(f"method {method!r} has no field {_nearest(unknown.pop(), fields)}")
+        raise ConfigError(f"method {method!r} has no field {nearest(unknown.pop(), fields)}")
     ops = {}
     for name, given in views["ops"].items():
         op = OPS[given.get("op", name)]
@@ -351,7 +354,7 @@ def build(
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{path} has no key {_nearest(key, fields)}")
+            raise ConfigError(f"{path} has no key {nearest(key, fields)}")
     built = dict(given)
     for name, field in fields.items():
         if name in values:
@@ -436,11 +439,12 @@ def _plain(value: Any) -> Any:
 
 def _method_class(name: Any) -> type:
     if name not in METHODS:
-        raise ConfigError(f"there is no method {_nearest(str(name), METHODS)}")
+        raise ConfigError(f"there is no method {nearest(str(name), METHODS)}")
     return METHODS[name]
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A name that is not known, quoted, with the nearest known one or all of them."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
     return f"{name!r}{hint}"

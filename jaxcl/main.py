@@ -73,5 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from jaxcl import command
+
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=command.parse_or_exit)

@@ -247,6 +247,13 @@ def agree(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def total(count: int) -> int:
+    """The sum of a number over the processes, on each of them."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
+
+
 def barrier(name: str, timeout: float) -> None:
     """Waits until every process is here, `timeout` seconds at most; `name` is new each time.
 

@@ -264,6 +264,10 @@ class Logger:
         self.start(resume_step)
         if tensorboard:
             self._writer = open_tensorboard(folder, resume_step)
+            if self._writer is None:
+                self._console.print(
+                    "no TensorBoard files are written: pip install tensorboardX (or tensorboard) for them"
+                )
         if self._console.is_terminal:
             self._display = Progress(
                 BarColumn(bar_width=20),

@@ -4,10 +4,12 @@
 (key, step): a run that was interrupted and continued is the run that was not.
 """
 
+import functools
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,23 +140,26 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------------ the loop
     step, skipped, values = first_step, 0, {}
-    with stop_requests(say) as stop, logger, checkpoints, best:
+    before = checkpoint.read_manifest(root, first_step).metrics if restored else {}
+    # The other processes have no logger, and bad images of their own.
+    tell = logger.say if main else functools.partial(print, file=sys.stderr)
+    profile = Profile(config.run.profile, root)
+    with stop_requests(say) as stop, logger, checkpoints, best, profile:
         for batch in batches:
-            skipped += data.count_skipped(batch, source, logger.say)
+            skipped += data.count_skipped(batch, source, tell)
             arrays = mesh_lib.to_global(mesh, data.arrays(batch))
             if step == first_step:
                 with logger.pause("compiling", once=True):
                     state, measured = jax.block_until_ready(built.step(state, arrays))
                 logger.start(step + 1)
             else:
-                with profiled(config.run.profile, step + 1, root):
-                    state, measured = built.step(state, arrays)
+                state, measured = profile(step + 1, built.step, state, arrays)
             step += 1
             last = step == total_steps
 
             if step % config.run.log_every == 0 or step == 1 or last:
                 values = {k: float(v) for k, v in mesh_lib.to_host(measured).items()}
-                values |= {"images_skipped": float(skipped)} if skipped else {}
+                values |= skipped_in_all(skipped, before)
                 logger.log(step, values)
                 logger.advise(trivial_loss(method, config.batch_size), max(100, total_steps // 10))
                 if values["rejected"] >= config.run.max_rejected:
@@ -179,7 +184,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             )
             if step % config.run.checkpoint_every == 0 or last or stopping:
                 with logger.pause("saving"):
-                    checkpoints.save(step, state)
+                    checkpoints.save(step, state, metrics=skipped_in_all(skipped, before))
             if stopping and not last:
                 break
         seconds = logger.elapsed()
@@ -284,15 +289,51 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def profiled(span: tuple[int, ...], step: int, root: epath.Path) -> Iterator[None]:
-    """Starts the profiler before the first step of the span, and ends it after the last."""
-    if span and step == span[0]:
-        jax.profiler.start_trace(str(root / "profile"))
-    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        yield
-    if span and step == span[1]:
-        jax.profiler.stop_trace()
+def skipped_in_all(skipped: int, before: Mapping[str, float]) -> dict[str, float]:
+    """{"images_skipped": ...} since the run began, on all processes; {} for none.
+
+    Args:
+      skipped: bad images of this process since the run was started or continued.
+      before: what the checkpoint knows from before that.
+    """
+    count = before.get("images_skipped", 0.0) + mesh_lib.total(skipped)
+    return {"images_skipped": count} if count else {}
+
+
+class Profile:
+    """A profiler trace of the steps of a span, in workdir/profile.
+
+    A run that is started or continued within the span traces the rest of it; the step that compiles is not traced.
+    """
+
+    def __init__(self, span: tuple[int, ...], root: epath.Path) -> None:
+        self.first, self.last = span or (math.inf, -math.inf)
+        self.folder = str(root / "profile")
+        self.active = False
+
+    def __call__(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls the function as the given step."""
+        if self.first <= step <= self.last and not self.active:
+            jax.profiler.start_trace(self.folder)
+            self.active = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            result = function(*arguments)
+        if self.active and step >= self.last:
+            jax.block_until_ready(result)
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """Writes the trace, if one is being taken."""
+        if self.active:
+            self.active = False
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def what_next(root: epath.Path) -> list[tuple[str, str]]:

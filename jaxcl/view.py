@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from jaxcl import command, data
 from jaxcl import config as config_lib
-from jaxcl import data
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.report.views import Histograms, Sheet, histograms_png, sheet_png
@@ -264,14 +264,14 @@ def show(
 
 def main(argv: list[str]) -> None:
     """Flags, then `show`."""
-    _flags(argv)
-    if _flags["config"].value is None:
-        raise app.UsageError("--config is needed: the experiment whose views are shown")
     logging.set_verbosity(logging.WARNING)
     try:
+        command.parse(argv, _flags)
+        if _flags["config"].value is None:
+            raise ValueError("--config is needed: the experiment whose views are shown")
         config = config_lib.from_dict(CONFIG.value)
         show(config, OUT.value, HISTOGRAMS.value, IMAGES.value, SPLIT.value, SEED.value)
-    except (ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"jaxcl.view: {error}")
 
 

@@ -77,5 +77,6 @@ def test_length_in_steps_or_epochs():
 def test_what_may_change_between_a_run_and_its_continuation():
     assert config_lib.may_change("run.log_every")
     assert config_lib.may_change("data.path")
+    assert config_lib.may_change("data.on_bad")
     assert not config_lib.may_change("optim.base_lr")
     assert not config_lib.may_change("data.image_size")

@@ -297,11 +297,12 @@ def test_tensorboard_where_installed(tmp_path, monkeypatch, package):
         return type("Module", (), {attribute: staticmethod(construct)})
 
     monkeypatch.setattr(importlib, "import_module", fake_import)
-    logger, _ = make(tmp_path, resume_step=5, tensorboard=True)
+    logger, stream = make(tmp_path, resume_step=5, tensorboard=True)
     logger.log(6, {"loss": 1.5})
     logger.close()
     if package is None:
         assert not writers
+        assert "no TensorBoard files are written" in stream.getvalue()
         return
     (writer,) = writers
     assert writer.folder == str(tmp_path / "tensorboard")

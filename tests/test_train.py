@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from jaxcl import checkpoint, data, metrics, train
 from jaxcl import config as config_lib
@@ -42,6 +44,17 @@ def whole(cache, tmp_path_factory):
     assert result["complete"]
     assert result["step"] == STEPS
     return root
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder of 16 images, as many as a batch has, one of which cannot be read."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for number, image in enumerate(load_digits().images[:15]):
+        Image.fromarray((16 * image).clip(0, 255).astype("uint8")).save(folder / f"{number}.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    return folder
 
 
 def leaves(root, step=STEPS):
@@ -186,3 +199,55 @@ def test_a_mistake_on_the_command_line_is_one_line(cache, tmp_path):
     assert done.returncode == 1
     assert "batch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("span", "steps", "traced"),
+    [
+        ((2, 4), range(2, 7), [2, 3, 4]),
+        ((1, 4), range(3, 7), [3, 4]),  # continued within the span
+        ((5, 9), range(2, 7), [5, 6]),  # the run ends within it
+        ((1, 2), range(3, 7), []),
+        ((), range(2, 7), []),
+    ],
+)
+def test_a_trace_begins_and_ends_whatever_the_span(monkeypatch, tmp_path, span, steps, traced):
+    seen, running = [], []
+
+    def start(folder):
+        assert not running
+        running.append(folder)
+
+    monkeypatch.setattr(train.jax.profiler, "start_trace", start)
+    monkeypatch.setattr(train.jax.profiler, "stop_trace", lambda: running.remove(running[0]))
+
+    def step(number):
+        seen.extend([number] if running else [])
+        return number
+
+    with train.Profile(span, tmp_path) as profile:
+        for number in steps:
+            assert profile(number, step, number) == number
+    assert seen == traced
+    assert not running
+
+
+def test_skipped_images_are_counted_over_interruptions():
+    assert train.skipped_in_all(0, {}) == {}
+    assert train.skipped_in_all(2, {}) == {"images_skipped": 2.0}
+    assert train.skipped_in_all(1, {"images_skipped": 2.0}) == {"images_skipped": 3.0}
+
+
+def test_a_run_stopped_by_a_bad_image_goes_on_without_it(cache, tmp_path, digits):
+    """Advice that can be followed, and the count of the whole run."""
+    settings = {"data.name": "folder", "data.path": str(digits), "data.image_size": 8}
+    config = config_lib.from_dict(tiny(cache, **settings))
+    with pytest.raises(data.BadExample, match=r"bad.png.*data.on_bad=skip"):
+        train.train(config, str(tmp_path))
+    skip = config_lib.from_dict(tiny(cache, **settings, **{"data.on_bad": "skip"}))
+    train.train(skip, str(tmp_path))
+    whole = tmp_path / "whole"
+    train.train(skip, str(whole))
+    assert rows(tmp_path)[-1] == rows(whole)[-1]
+    assert rows(whole)[-1]["images_skipped"] == STEPS
+    assert leaves(tmp_path) == leaves(whole)

@@ -86,6 +86,6 @@ def get_study() -> study.Study:
         paper="At equal K the queue and end-to-end training are level, the memory bank is 2.6 points below at the largest K;"
         " the end-to-end dictionary ends at the largest batch. ImageNet, linear, ResNet-50, 200 epochs.",
         differs="Emoji of 32 px, ResNet-18 of a quarter of the width, two-layer head and tau 0.2 (version 2), 150 steps of 128"
-        " images: 8 passes over 2,478 images, so a bank's rows have been seen a few times only, and a queue of 2048"
+        " images: 8 passes over 2,480 images, so a bank's rows have been seen a few times only, and a queue of 2048"
         " holds most of the data. m is 0.99.",
     )

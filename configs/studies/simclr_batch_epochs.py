@@ -63,6 +63,6 @@ def get_study() -> study.Study:
         paper="Linear evaluation on ImageNet, square-root rule, 100, 200, 400, 800 epochs: batch 256: 62.8, 64.3, 65.7, 66.5 %;"
         " 1024: 64.3, 66.1, 67.2, 68.3 %; 4096: 64.5, 66.8, 68.0, 69.1 %. Larger batches have more negatives and help most when"
         " the training is short.",
-        differs="Emoji of 32 px, ResNet-18 of a quarter of the width, AdamW instead of LARS, 2 to 8 epochs of 2,478 images. In epochs"
+        differs="Emoji of 32 px, ResNet-18 of a quarter of the width, AdamW instead of LARS, 2 to 8 epochs of 2,480 images. In epochs"
         " this is so short that the number of updates, four times as many with the small batch, weighs more than in the paper.",
     )

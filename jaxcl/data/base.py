@@ -17,7 +17,7 @@ class Example(TypedDict):
     label: npt.NDArray[np.int32]  # [L]
 
 
-class BadExample(Exception):
+class BadExample(ValueError):
     """An example that cannot be read: `name` says which one, `reason` why."""
 
     def __init__(self, name: str, reason: str) -> None:

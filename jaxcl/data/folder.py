@@ -95,7 +95,7 @@ def list_images(root: Path) -> list[tuple[str, int]]:
     ignored: collections.Counter[str] = collections.Counter()
     listing = sorted(_walk(root, "", (), ignored))
     if ignored:
-        logging.info(
+        logging.warning(
             "%r: left out %d files that are not named as images: %s",
             str(root),
             ignored.total(),

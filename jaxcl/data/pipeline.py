@@ -167,6 +167,11 @@ def _fault(source: Source, index: int) -> str:
     return f"{source.name(index)!r}: could not be read then, but can be now"
 
 
+ADVICE = (
+    "repair it, or leave such images out with data.on_bad=skip, which a run may also go on with"
+)
+
+
 class _Steps(Protocol):
     """What Grain reads: a batch for each number from 0 to the length."""
 
@@ -349,7 +354,7 @@ def _example(source: Source, wanted: int, skip: bool) -> tuple[Pixels, Labels, i
             example = source[index]
         except BadExample as error:
             if not skip:
-                raise
+                raise BadExample(error.name, f"{error.reason} ({ADVICE})") from error
             first_fault = first_fault or error
             continue
         return example["image"], example["label"], index

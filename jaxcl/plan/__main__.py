@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import config_flags
 from rich.console import Console
 
+from jaxcl import command
 from jaxcl import config as config_lib
 from jaxcl.plan import golden, page
 from jaxcl.plan.chips import PlanError, known, parse
@@ -96,10 +97,7 @@ def _config(arguments: Sequence[str]) -> config_lib.Config:
     config_flags.DEFINE_config_file(
         "config", None, "The experiment.", lock_config=True, flag_values=values, sys_argv=line
     )
-    try:
-        left = values(line)[1:]
-    except AttributeError as error:  # a setting that there is not; it names the nearest
-        raise PlanError(str(error)) from error
+    left = command.parse(line, values)[1:]
     if left:
         raise PlanError(f"unexpected arguments {left}: settings are --config.key=value")
     if values["config"].value is None:

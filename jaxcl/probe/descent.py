@@ -24,10 +24,18 @@ LINEAR_SGD = OptimConfig(
 )
 FINETUNE = {
     "v1": dataclasses.replace(LINEAR_SGD, base_lr=0.05),
+    # The classifier is neither decayed nor layer-adapted: from its zeros a trust ratio would not let it go.
     "v2": OptimConfig(
-        name="lars", base_lr=0.005, scaling="sqrt", warmup_epochs=0.0, weight_decay=0.0
+        name="lars",
+        base_lr=0.005,
+        scaling="sqrt",
+        warmup_epochs=0.0,
+        weight_decay=0.0,
+        excluded=(r"(^|/)(scale|bias)$", r"^classifier/"),
     ),
 }
+# Above 2 % of the labels; below, both take 60.
+FINETUNE_EPOCHS = {"v1": 30.0, "v2": 60.0}
 SCRATCH = dataclasses.replace(LINEAR_SGD, weight_decay=1e-4)
 
 
@@ -56,7 +64,8 @@ class Descent(Networks):
                 backbone = dataclasses.replace(self.config.model, bn_momentum=momentum)
                 heads = self.config.build_method().heads
                 network = network.layer.of(models.build(backbone, heads))
-            epochs = self.options.epochs or (60.0 if share <= 0.02 else 30.0)
+            usual = 60.0 if share <= 0.02 else FINETUNE_EPOCHS[self.options.recipe]
+            epochs = self.options.epochs or usual
             recipe = self.recipe(FINETUNE[self.options.recipe], epochs)
             self.say(TRAINED, "fine-tuned", level_name, share, recipe)
             trained = evaluators.finetune(task, network, variables, recipe)
