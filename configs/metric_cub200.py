@@ -7,7 +7,7 @@
 The settings are the usual ones of the field: ResNet-50 that begins from weights of ImageNet (`init.path`: a file with
 torchvision's names, or a workdir of jaxcl), embeddings of 512 numbers, Adam, batches of 128 with four images of a class, crops of
 224 pixels and flips. LOSS and MINING are those of `jaxcl.methods.metric`; the default is the multi-similarity loss with its mining.
-Proxies learn a hundred times as fast as the network.
+Proxies have a learning rate of 1e-2.
 
 Training is on the first half of the species, "train_classes" as `jaxcl.data.published.cub` has it; a tenth of its images is
 held out for the monitor while training. The test is on the other half: recall@k, MAP@R and NMI of z by the probe above. Not
@@ -17,7 +17,11 @@ measured here. `metric_cars196`, `metric_sop` and `metric_inshop` are this with 
 from ml_collections import ConfigDict
 
 from jaxcl import config as config_lib
+from jaxcl.methods.metric_losses import WITH_PROXIES
 from jaxcl.views import presets
+
+PROXY_LR = 1e-2
+"""Learning rate of proxies."""
 
 
 def get_config(arg: str = "multi_similarity,multi_similarity") -> ConfigDict:
@@ -41,7 +45,8 @@ def get_config(arg: str = "multi_similarity,multi_similarity") -> ConfigDict:
     c.method.projection.layers = (512,)
     c.optim.name, c.optim.base_lr, c.optim.scaling = "adam", 3e-5, "none"
     c.optim.weight_decay, c.optim.warmup_epochs, c.optim.warmup_steps = 1e-4, 0.0, 200
-    c.optim.method_lr = 100.0
+    if objective in WITH_PROXIES:
+        c.optim.method_lr = PROXY_LR / c.optim.base_lr
     c.evaluation.every, c.evaluation.gallery, c.evaluation.validation = 500, "train", "val"
     c.run.log_every, c.run.checkpoint_every = 20, 500
     return c

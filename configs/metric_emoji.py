@@ -19,9 +19,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxcl import config as config_lib
+from jaxcl.methods.metric_losses import WITH_PROXIES
 
-PROXY_LR = 100.0
-"""Learning rate of proxies, as a multiple of the network's."""
+PROXY_LR = 1e-2
+"""Learning rate of proxies, five times the network's."""
 
 
 def get_config(arg: str = "triplet,semihard") -> ConfigDict:
@@ -36,7 +37,8 @@ def get_config(arg: str = "triplet,semihard") -> ConfigDict:
     c.steps = 800
     c.method.projection.layers = (64,)
     c.data.sampler, c.data.per_class = "m_per_class", 2  # the two drawings of a code
-    c.optim.method_lr = PROXY_LR
+    if objective in WITH_PROXIES:
+        c.optim.method_lr = PROXY_LR / c.optim.base_lr
     c.evaluation.every = 200
     c.evaluation.extra = ("retrieval",)
     c.evaluation.extra_levels = ("code", "subcategory")

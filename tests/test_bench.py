@@ -8,33 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl import bench
+from jaxcl.bench import __main__ as command
+from jaxcl.bench import cache, loss, memory, timing
 
 
 def test_a_ratio_is_the_median_over_pairs_with_its_interval():
     rng = np.random.default_rng(0)
     reference = rng.uniform(1, 9, 51)
     factors = 0.5 * np.exp(rng.normal(size=51))
-    ratio = bench.ratio_of(factors * reference, reference)
+    ratio = timing.ratio_of(factors * reference, reference)
     ordered = np.sort(factors)
     np.testing.assert_allclose(ratio.median, ordered[25])
     # Order statistics 19 and 33 of 51 hold the median in 95 % of samples (binomial, by table).
     np.testing.assert_allclose([ratio.low, ratio.high], [ordered[18], ordered[32]])
-    assert str(bench.Ratio(0.5, 0.25, 1)) == "0.50 [0.25, 1.00]"
-    assert bench.ratio_of([2.0], [4.0]) == bench.Ratio(0.5, 0.5, 0.5)
+    assert str(timing.Ratio(0.5, 0.25, 1)) == "0.50 [0.25, 1.00]"
+    assert timing.ratio_of([2.0], [4.0]) == timing.Ratio(0.5, 0.5, 0.5)
 
 
 def test_every_round_runs_all_from_another_one_on():
     calls = []
     runs = [lambda name=name: calls.append(name) for name in "abc"]
-    seconds = bench.interleaved(runs, rounds=4)
+    seconds = timing.interleaved(runs, rounds=4)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert [len(s) for s in seconds] == [4, 4, 4]
 
 
 def test_every_table_is_printed(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "peers", lambda: ("lightly",))
-    monkeypatch.setattr(bench, "peer_run", lambda name, z: lambda: None)
+    monkeypatch.setattr(loss, "peers", lambda: ("lightly",))
+    monkeypatch.setattr(loss, "peer_run", lambda name, z: lambda: None)
     peaks = {"plain": 9.0, "dense": 4.0, "tiled": 2.0, "lightly": math.inf}
     asked = []
 
@@ -42,12 +43,12 @@ def test_every_table_is_printed(capsys, monkeypatch):
         asked.append((form, views))
         return peaks[form]
 
-    monkeypatch.setattr(bench, "peak_mib", peak)
-    monkeypatch.setattr(bench, "temporary_mib", lambda form, views, *rest: views * len(form))
+    monkeypatch.setattr(loss, "peak_mib", peak)
+    monkeypatch.setattr(loss, "temporary_mib", lambda form, views, *rest: views * len(form))
     run = jax.jit(lambda z: (jnp.sum(z), z + 1))
-    monkeypatch.setattr(bench, "loss_and_gradient", lambda form, mesh=None: run)
+    monkeypatch.setattr(loss, "loss_and_gradient", lambda form, mesh=None: run)
     line = "loss --views=16,32 --memory_views=32,64 --features=4 --rounds=2 --devices=2 --run=32"
-    found = bench.bench_loss(bench.flags().parse_args(line.split()))
+    found = loss.bench(command.flags().parse_args(line.split()))
     out = capsys.readouterr().out
     for words in ("temporary memory", "peak memory", "time on one device", "time on 2 devices"):
         assert words in out
@@ -62,9 +63,39 @@ def test_every_table_is_printed(capsys, monkeypatch):
     json.dumps(found["memory"] + found["time"] + found["devices"])
 
 
-@pytest.mark.slow
 def test_a_peak_is_that_of_a_process_of_its_own():
-    options = bench.flags().parse_args(["loss", "--features=8", "--peer_gib=1"])
+    """64 MiB that are touched, whatever this process holds; what is more than the limit is told as infinite."""
+    here = np.ones(2**24)
+    assert 60 <= memory.peak_mib(touched, (64,), 1) <= 80
+    assert memory.peak_mib(touched, (4096,), 0.5) == math.inf
+    assert here.all()
+
+
+def touched(mib):
+    """A run that fills so much memory."""
+    return lambda: np.full(mib * 2**17, 1.0).sum()
+
+
+@pytest.mark.slow
+def test_micro_batches_really_measured(capsys):
+    """A small network: less memory, the same gradient where BatchNorm has groups."""
+    line = "cache --images=16 --micro_batches=2 --width=0.03125 --features=4 --rounds=1"
+    found = cache.bench(command.flags().parse_args(line.split()))
+    assert "gradient in 2 micro-batches" in capsys.readouterr().out
+    for name in ("groups", "global"):
+        assert found[name]["gradient off by"] < 1e-3
+        assert 0 < found[name]["micro-batches MiB"] < found[name]["one shot MiB"]
+
+
+@pytest.mark.slow
+def test_a_peak_of_the_loss_is_that_of_its_matrices():
+    options = command.flags().parse_args(["loss", "--features=8", "--peer_gib=1"])
     # Two copies of a matrix of 16 MiB, and at most a few more than that.
-    assert 32 <= bench.peak_mib("plain", 2048, options) <= 96
-    assert bench.peak_mib("plain", 16384, options) == math.inf
+    assert 32 <= loss.peak_mib("plain", 2048, options) <= 96
+    assert loss.peak_mib("plain", 16384, options) == math.inf
+
+
+def test_a_flag_of_another_bench_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["cache", "--rows=16"])
+    assert "unrecognized arguments: --rows=16" in capsys.readouterr().err

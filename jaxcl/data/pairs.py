@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def read_pairs(table: str | os.PathLike[str], source: Source) -> PairTable:
 
     Raises:
       ValueError: the table is missing, malformed or empty, lacks a column, names an image that the source does not have or has
-        more than once, or has a similarity that is not a number; the text names the line.
+        more than once or twice in a row, or has a similarity that is not a number; the text names the line.
     """
     table = Path(table)
     columns, lines = read_columns(table, PAIR, TRIPLE)
@@ -95,8 +96,11 @@ def read_pairs(table: str | os.PathLike[str], source: Source) -> PairTable:
             rows[i, column] = number[name]
         if images == 2:
             similarity[i] = _number(cells[2], place)
-        elif rows[i, 1] == rows[i, 2]:
-            raise ValueError(f"{place}: positive and negative are the same image, {cells[1]!r}")
+        for first, second in itertools.combinations(range(images), 2):
+            if rows[i, first] == rows[i, second]:
+                raise ValueError(
+                    f"{place}: {columns[first]} and {columns[second]} are the same image, {cells[first]!r}"
+                )
     return PairTable(
         rows,
         similarity if images == 2 else None,

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
 
     Attributes:
         z: ``float[K, D]``; no gradient flows into them.
-        labels: ``int[K]``; a negative one is unknown.
+        labels: ``int[K]``; a key of negative label is neither positive nor negative of an anchor.
         valid: ``bool[K]``, the keys that are to be used; None for all.
     """
 
@@ -47,8 +47,8 @@ class Held(NamedTuple):
 
     Attributes:
         d: ``[b, K]``, the distances.
-        positive: ``bool[b, K]``, keys of the anchor's label, without the anchor itself.
-        negative: ``bool[b, K]``, keys of other labels, the unknown ones among them.
+        positive: ``bool[b, K]``, keys of the anchor's label, without those of its own image.
+        negative: ``bool[b, K]``, keys of other labels. An anchor or a key of unknown label is of neither.
     """
 
     d: jax.Array
@@ -60,8 +60,8 @@ class Sides(NamedTuple):
     """Anchors and keys, as `over_anchors` takes them.
 
     Attributes:
-        anchors: "z" ``[N, D]``, "label" and "index" ``[N]``.
-        keys: "z" ``[K, D]``, "label", "index" and "valid" ``[K]``; the anchors come first.
+        anchors: "z" ``[N, D]``, "label", "image" and "index" ``[N]``.
+        keys: "z" ``[K, D]``, "label", "image" and "valid" ``[K]``; the anchors come first.
         distance: of an anchor and a key.
         normalized: whether the rows are of length 1.
     """
@@ -90,22 +90,58 @@ def sides(
     reference: Reference | None,
     distance: Distance | str,
     normalized: bool,
+    images: jax.Array | None = None,
 ) -> Sides:
     """The anchors, and what they are held against: each other, and the reference.
+
+    Args:
+        function: named in errors.
+        z: ``float[N, D]``.
+        labels: ``int[N]``.
+        reference: further keys.
+        distance: a name, or a `Distance`.
+        normalized: whether rows are L2-normalised first.
+        images: see `image_numbers`.
 
     Raises:
         ValueError: arrays that do not fit, or an unknown distance; names `function`.
     """
     check_rows(function, z, labels)
     z = prepared(z, normalized)
-    index = jnp.arange(len(z), dtype=jnp.int32)
-    anchors = {"z": z, "label": labels.astype(jnp.int32), "index": index}
-    keys = {**anchors, "valid": jnp.ones(len(z), bool)}
+    both = {
+        "z": z,
+        "label": labels.astype(jnp.int32),
+        "image": image_numbers(function, len(z), images),
+    }
+    anchors = {**both, "index": jnp.arange(len(z), dtype=jnp.int32)}
+    keys = {**both, "valid": jnp.ones(len(z), bool)}
     if reference is not None:
         further = reference_rows(function, z, reference, normalized)
         keys = {name: jnp.concatenate([x, further[name]]) for name, x in keys.items()}
     distance = Distance(distance) if isinstance(distance, str) else distance
     return Sides(anchors, keys, distance, normalized)
+
+
+def image_numbers(function: str, rows: int, images: jax.Array | None) -> jax.Array:
+    """What rows are of, ``i32[N]``: two rows of one image are neither positive nor negative of each other.
+
+    Args:
+        function: named in errors.
+        rows: N.
+        images: ``int[N]``, from 0 on; None: every row is an image of its own.
+
+    Raises:
+        ValueError: they are not N whole numbers.
+    """
+    if images is None:
+        return jnp.arange(rows, dtype=jnp.int32)
+    images = jnp.asarray(images)
+    if images.shape != (rows,) or not jnp.issubdtype(images.dtype, jnp.integer):
+        raise ValueError(
+            f"{function}: images must be int[{rows}], one for each row of z; got {images.dtype}"
+            f"{list(images.shape)}."
+        )
+    return images.astype(jnp.int32)
 
 
 def prepared(z: jax.Array, normalized: bool) -> jax.Array:
@@ -137,7 +173,7 @@ def reference_rows(
     return {
         "z": lax.stop_gradient(prepared(further, normalized)).astype(z.dtype),
         "label": labels.astype(jnp.int32),
-        "index": jnp.full(count, -1, jnp.int32),
+        "image": jnp.full(count, -1, jnp.int32),
         "valid": valid,
     }
 
@@ -145,8 +181,9 @@ def reference_rows(
 def held(anchors: dict[str, jax.Array], keys: dict[str, jax.Array], distance: Distance) -> Held:
     """The distances of some anchors to all keys, and which are of their labels."""
     label = anchors["label"][:, None]
-    same = (label == keys["label"][None, :]) & (label >= 0)
-    other = (anchors["index"][:, None] != keys["index"][None, :]) & keys["valid"][None, :]
+    same = label == keys["label"][None, :]
+    other = (anchors["image"][:, None] != keys["image"][None, :]) & keys["valid"][None, :]
+    other &= (label >= 0) & (keys["label"][None, :] >= 0)
     return Held(distance.of_pairs(anchors["z"], keys["z"]), other & same, other & ~same)
 
 

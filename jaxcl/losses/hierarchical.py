@@ -21,15 +21,15 @@ here, as presets of `hierarchical_con`.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxcl.losses import nce
+from jaxcl.losses.anchors import check_choice
 from jaxcl.losses.contrastive import _check_views, _inverse_temperature, normalize
-from jaxcl.losses.supervised import _check_choice
 
 Name = Literal["himulcon", "hicone", "himulcone"]
 Form = Literal["official", "paper"]
@@ -195,8 +195,8 @@ def preset(name: Name, form: Form, temperature: float | jax.Array) -> dict[str, 
     Raises:
         ValueError: an unknown name or form.
     """
-    _check_choice("hierarchical_con", "loss", name, Name)
-    _check_choice(name, "form", form, Form)
+    check_choice("hierarchical_con", "loss", name, get_args(Name))
+    check_choice(name, "form", form, get_args(Form))
     official = form == "official"
     constraint: Constraint = "layer_mean" if official else "pair_global"
     return {
@@ -214,7 +214,7 @@ def level_weights(levels: int, penalty: Penalty) -> tuple[float, ...]:
     Raises:
         ValueError: an unknown penalty.
     """
-    _check_choice("hierarchical_con", "penalty", penalty, Penalty)
+    check_choice("hierarchical_con", "penalty", penalty, get_args(Penalty))
     base = {"exp": math.e, "pow2": 2.0, "constant": 1.0}[penalty]
     return tuple(base ** (1 / (levels - level)) for level in range(levels))
 
@@ -244,8 +244,8 @@ def hierarchical_terms(
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"hierarchical_con: labels must be integers, got {labels.dtype}.")
-    _check_choice("hierarchical_con", "constraint", constraint, Constraint)
-    _check_choice("hierarchical_con", "divisor", divisor, Divisor)
+    check_choice("hierarchical_con", "constraint", constraint, get_args(Constraint))
+    check_choice("hierarchical_con", "divisor", divisor, get_args(Divisor))
     levels = labels.shape[1]
     weights = level_weights(levels, penalty)
     sharpness = _inverse_temperature(temperature)

@@ -3,8 +3,11 @@
 `margin_contrastive`, `hadsell`, `lifted_structure`, `circle` and `fast_ap` look at distances block by block
 (`anchors`); `multi_similarity`, `nca` and `n_pairs` need log-sum-exps of inner products alone and run through the engine
 (`nce`), in any of its forms. Memory is linear in the batch for all. Conventions are those of pytorch-metric-learning
-where a paper leaves them open. Labels: equal means same class; a row of negative label is a negative of all others and
-an anchor of nothing.
+where a paper leaves them open. Labels: equal means same class; a row of negative label, whose class is not known, is
+neither an anchor nor a positive nor a negative.
+
+`mined_pairs`, `lifted`, `circles`, `average_precision`, `mined_similarity`, `neighbours` and `pairs_of_classes` are these
+losses with a count of what they were made of, for `jaxcl.methods`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from jaxcl.losses.anchors import (
     check_choice,
     check_rows,
     held,
+    image_numbers,
     mean_of,
     over_anchors,
     prepared,
@@ -95,6 +99,7 @@ def margin_contrastive(
     reduction: Reduction = "nonzero",
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -115,6 +120,9 @@ def margin_contrastive(
             or over those of them that cost something ("nonzero", as in pytorch-metric-learning).
         distance: a name, or a `Distance`.
         normalized: whether rows are L2-normalised first, in at least float32.
+        images: ``int[N]``, the image that each row is of, from 0 on: rows of one image are neither
+            positive nor negative of each other. None: every row is an image of its own, so that two
+            views of an image are positives. Keys of the reference are of other images.
         reference: further keys, positives and negatives that are no anchors.
         mesh: the devices over whose axis "data" the rows are sharded; None takes the mesh set by
             `jax.set_mesh`, if any.
@@ -125,9 +133,9 @@ def margin_contrastive(
     Raises:
         ValueError: an unknown choice, or arrays that do not fit.
     """
-    held_against = sides("margin_contrastive", z, labels, reference, distance, normalized)
-    price, margins = Margins(pos_margin, neg_margin), (pos_margin, neg_margin)
     name = "margin_contrastive"
+    held_against = sides(name, z, labels, reference, distance, normalized, images)
+    price, margins = Margins(pos_margin, neg_margin), (pos_margin, neg_margin)
     return mined_pairs(name, price, held_against, mining, reduction, margins, mesh=mesh)[0]
 
 
@@ -139,6 +147,7 @@ def hadsell(
     mining: PairMining = "all",
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -147,7 +156,7 @@ def hadsell(
     The mean over all mined pairs, positive and negative together; arguments as in `margin_contrastive`, where the kinds
     of negatives go by 0 and `margin`.
     """
-    held_against = sides("hadsell", z, labels, reference, distance, normalized)
+    held_against = sides("hadsell", z, labels, reference, distance, normalized, images)
     price, margins = Squares(margin), (0.0, margin)
     return mined_pairs("hadsell", price, held_against, mining, "together", margins, mesh=mesh)[0]
 
@@ -236,6 +245,7 @@ def lifted_structure(
     *,
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -252,6 +262,7 @@ def lifted_structure(
         neg_margin: m_n.
         distance: a name, or a `Distance`.
         normalized: whether rows are L2-normalised first, in at least float32.
+        images: as in `margin_contrastive`.
         reference: further keys, as positives and negatives of the anchors; a positive of the reference
             brings no negatives of its own.
         mesh: as in `margin_contrastive`.
@@ -262,7 +273,19 @@ def lifted_structure(
     Raises:
         ValueError: as `margin_contrastive`.
     """
-    anchors, keys, metric, _ = sides("lifted_structure", z, labels, reference, distance, normalized)
+    name = "lifted_structure"
+    held_against = sides(name, z, labels, reference, distance, normalized, images)
+    return lifted(held_against, pos_margin, neg_margin, mesh)[0]
+
+
+def lifted(
+    held_against: Sides,
+    pos_margin: float,
+    neg_margin: float,
+    mesh: nce.AnyMesh | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """`lifted_structure`, and "mined_anchors", the share of the anchors that are in a pair which counts."""
+    anchors, keys, metric, _ = held_against
 
     def negatives(anchors: PyTree, keys: PyTree) -> tuple[jax.Array, jax.Array]:
         d, _, negative = held(anchors, keys, metric)
@@ -291,7 +314,7 @@ def lifted_structure(
 
     own = {"anchors": anchors, "push": push, "some": some}
     cost, count = over_anchors(positives, own, {"keys": keys, **of_keys}, columns, mesh=mesh)
-    return mean_of(cost, count)
+    return mean_of(cost, count), _share(count > 0)
 
 
 def circle(
@@ -300,6 +323,7 @@ def circle(
     margin: float = 0.4,
     scale: float = 80.0,
     *,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -314,6 +338,7 @@ def circle(
         labels: ``int[N]``.
         margin: m: 0.4 for retrieval of fine-grained classes, 0.25 for faces.
         scale: g: 80 and 256.
+        images: as in `margin_contrastive`.
         reference: as in `margin_contrastive`.
         mesh: as in `margin_contrastive`.
 
@@ -323,7 +348,15 @@ def circle(
     Raises:
         ValueError: as `margin_contrastive`.
     """
-    anchors, keys, metric, _ = sides("circle", z, labels, reference, "dot", True)
+    held_against = sides("circle", z, labels, reference, "dot", True, images)
+    return circles(held_against, margin, scale, mesh)[0]
+
+
+def circles(
+    held_against: Sides, margin: float, scale: float, mesh: nce.AnyMesh | None = None
+) -> tuple[jax.Array, Metrics]:
+    """`circle`, and "mined_anchors", the share of the anchors that cost something."""
+    anchors, keys, metric, _ = held_against
 
     def block(anchors: PyTree, keys: PyTree) -> jax.Array:
         d, positive, negative = held(anchors, keys, metric)
@@ -336,7 +369,7 @@ def circle(
         return jnp.where(some[:, 0], jax.nn.softplus(total), 0)
 
     cost = over_anchors(block, anchors, keys, len(keys["z"]), mesh=mesh)
-    return mean_of(cost, cost > 0)
+    return mean_of(cost, cost > 0), _share(cost > 0)
 
 
 def fast_ap(
@@ -344,6 +377,7 @@ def fast_ap(
     labels: jax.Array,
     bins: int = 10,
     *,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -357,6 +391,7 @@ def fast_ap(
         z: ``float[N, D]``; normalised here, in at least float32.
         labels: ``int[N]``.
         bins: parts of the range of distances.
+        images: as in `margin_contrastive`.
         reference: as in `margin_contrastive`.
         mesh: as in `margin_contrastive`.
 
@@ -366,9 +401,17 @@ def fast_ap(
     Raises:
         ValueError: as `margin_contrastive`, or bins below 1.
     """
+    held_against = sides("fast_ap", z, labels, reference, "squared_l2", True, images)
+    return average_precision(held_against, bins, mesh)[0]
+
+
+def average_precision(
+    held_against: Sides, bins: int, mesh: nce.AnyMesh | None = None
+) -> tuple[jax.Array, Metrics]:
+    """`fast_ap`, of squared distances, and "mined_anchors", the share of the anchors that have a positive."""
     if bins < 1:
         raise ValueError(f"fast_ap: bins must be 1 or more, got {bins}.")
-    anchors, keys, metric, _ = sides("fast_ap", z, labels, reference, "squared_l2", True)
+    anchors, keys, metric, _ = held_against
     width = 4 / bins
 
     def block(anchors: PyTree, keys: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -392,7 +435,12 @@ def fast_ap(
         return jnp.where(some, cost, 0), some.astype(d.dtype)
 
     cost, some = over_anchors(block, anchors, keys, len(keys["z"]), mesh=mesh)
-    return mean_of(cost, some)
+    return mean_of(cost, some), _share(some > 0)
+
+
+def _share(counted: jax.Array) -> Metrics:
+    """How many of the anchors counted: bool[N] as the metric "mined_anchors"."""
+    return {"mined_anchors": lax.stop_gradient(jnp.mean(counted, dtype=jnp.float32))}
 
 
 def _lse(x: jax.Array, mask: jax.Array, some: jax.Array) -> jax.Array:
@@ -414,6 +462,7 @@ def multi_similarity(
     mining: Literal["all", "multi_similarity"] = "all",
     *,
     epsilon: float = 0.1,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
@@ -421,8 +470,8 @@ def multi_similarity(
 ) -> jax.Array:
     """Multi-similarity loss (Wang et al., CVPR 2019, equation 15).
 
-    The mean over all anchors of ``log(1 + sum_p exp(-alpha (s_p - base))) / alpha + log(1 + sum_n exp(beta (s_n - base))) /
-    beta``, with cosines s.
+    The mean over the anchors with a label of ``log(1 + sum_p exp(-alpha (s_p - base))) / alpha + log(1 + sum_n exp(beta (s_n
+    - base))) / beta``, with cosines s.
 
     Args:
         z: ``float[N, D]``; normalised here, in at least float32.
@@ -434,6 +483,7 @@ def multi_similarity(
             plus `epsilon`, and negatives more similar than the least similar positive less `epsilon`
             (the paper's pair mining); "all" takes all.
         epsilon: of the mining.
+        images: as in `margin_contrastive`.
         reference: as in `margin_contrastive`.
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: form of the engine (`jaxcl.losses.nce`).
@@ -445,29 +495,25 @@ def multi_similarity(
     Raises:
         ValueError: as `margin_contrastive`.
     """
+    against = Rows.of("multi_similarity", z, labels, reference, images)
     settings: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
-    return mined_similarity(
-        z, labels, alpha, beta, base, mining, epsilon, reference=reference, **settings
-    )[0]
+    return mined_similarity(against, alpha, beta, base, mining, epsilon, **settings)[0]
 
 
 def mined_similarity(
-    z: jax.Array,
-    labels: jax.Array,
+    against: Rows,
     alpha: float,
     beta: float,
     base: float,
     mining: str,
     epsilon: float,
     *,
-    reference: Reference | None = None,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """`multi_similarity`, and "mined_anchors", the share of the anchors that have a positive and a negative left."""
     check_choice("multi_similarity", "mining", mining, ("all", "multi_similarity"))
-    against = _Rows.of("multi_similarity", z, labels, reference)
     form: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
     thresholds: Metrics = {}
     if mining == "multi_similarity":
@@ -480,7 +526,8 @@ def mined_similarity(
     cost = jax.nn.softplus(pull["positive_lse"] + alpha * base) / alpha
     cost = cost + jax.nn.softplus(push["lse"] - beta * base) / beta
     both = (pull["positives"] > 0) & (push["lse"] > -jnp.inf)
-    return jnp.mean(cost), {"mined_anchors": jnp.mean(both, dtype=cost.dtype)}
+    known = against.meta["label"] >= 0
+    return mean_of(jnp.where(known, cost, 0), known), _share(both)
 
 
 def nca(
@@ -488,6 +535,7 @@ def nca(
     labels: jax.Array,
     scale: float = 1.0,
     *,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
@@ -502,6 +550,7 @@ def nca(
         z: ``float[N, D]``; normalised here, in at least float32.
         labels: ``int[N]``.
         scale: multiplies the squared distances.
+        images: as in `margin_contrastive`.
         reference: as in `margin_contrastive`.
         precision: as in `multi_similarity`.
         impl: as in `multi_similarity`.
@@ -513,15 +562,19 @@ def nca(
     Raises:
         ValueError: as `margin_contrastive`.
     """
-    against = _Rows.of("nca", z, labels, reference)
-    form: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
+    against = Rows.of("nca", z, labels, reference, images)
+    return neighbours(against, scale, precision=precision, impl=impl, mesh=mesh)[0]
+
+
+def neighbours(against: Rows, scale: float, **form: Any) -> tuple[jax.Array, Metrics]:
+    """`nca`, and "mined_anchors", the share of the anchors that have a positive."""
     # d^2 = 2 - 2 s: what is the same for all keys cancels in the softmax.
     stats = against.stats(("lse", "positive_lse", "positives"), 2 * scale, **form)
     some = stats["positives"] > 0
     near = jnp.where(some, stats["positive_lse"], 0)
     # The engine counts the negatives; -log(p / (p + n)) = softplus(n - p), and 0 without negatives.
     cost = jax.nn.softplus(jnp.where(some, stats["lse"], -jnp.inf) - near)
-    return mean_of(jnp.where(some, cost, 0), some)
+    return mean_of(jnp.where(some, cost, 0), some), _share(some)
 
 
 def n_pairs(
@@ -530,6 +583,7 @@ def n_pairs(
     l2: float = 0.0,
     *,
     normalized: bool = False,
+    images: jax.Array | None = None,
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
@@ -545,6 +599,7 @@ def n_pairs(
         l2: adds l2 times the mean squared norm of the rows in pairs, over 2, in the place of a
             normalisation (section 3.2.2).
         normalized: whether rows are L2-normalised; in the paper they are not.
+        images: as in `margin_contrastive`; of an image all rows but the first are left out.
         precision: as in `multi_similarity`.
         impl: as in `multi_similarity`.
         mesh: as in `margin_contrastive`.
@@ -555,8 +610,26 @@ def n_pairs(
     Raises:
         ValueError: arrays that do not fit.
     """
+    form: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
+    return pairs_of_classes(z, labels, l2, normalized=normalized, images=images, **form)[0]
+
+
+def pairs_of_classes(
+    z: jax.Array,
+    labels: jax.Array,
+    l2: float,
+    *,
+    normalized: bool = False,
+    images: jax.Array | None = None,
+    precision: Any = "highest",
+    impl: nce.Impl = "auto",
+    mesh: nce.AnyMesh | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """`n_pairs`, and "mined_anchors", the share of the rows that are anchors: of classes of m rows 1 / m."""
     check_rows("n_pairs", z, labels)
     z, labels = prepared(z, normalized), jnp.asarray(labels, jnp.int32)
+    again = _place_in_class(image_numbers("n_pairs", len(z), images)) > 0
+    labels = jnp.where(again, -1, labels)
     place = _place_in_class(labels)
     first, second = ((place == number) & (labels >= 0) for number in (0, 1))
     stats = nce.row_stats(
@@ -577,7 +650,7 @@ def n_pairs(
     if l2:
         squares = jnp.where(anchor | second, jnp.sum(jnp.square(z), axis=1), 0)
         loss = loss + l2 / 2 * mean_of(squares, anchor | second)
-    return loss
+    return loss, _share(anchor)
 
 
 def second_of_class(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
@@ -597,7 +670,7 @@ def mined_similarities(queries: nce.Meta, keys: nce.Meta, s: jax.Array) -> nce.P
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Rows for the engine, held against each other and a reference."""
 
     rows: jax.Array
@@ -606,16 +679,21 @@ class _Rows:
 
     @classmethod
     def of(
-        cls, function: str, z: jax.Array, labels: jax.Array, reference: Reference | None
-    ) -> _Rows:
-        """Normalised rows.
+        cls,
+        function: str,
+        z: jax.Array,
+        labels: jax.Array,
+        reference: Reference | None,
+        images: jax.Array | None = None,
+    ) -> Rows:
+        """Normalised rows; arguments as of `jaxcl.losses.anchors.sides`.
 
         Raises:
             ValueError: arrays that do not fit.
         """
         check_rows(function, z, labels)
-        index = jnp.arange(len(z), dtype=jnp.int32)
-        meta = {"label": labels.astype(jnp.int32), "index": index}
+        image = image_numbers(function, len(z), images)
+        meta = {"label": labels.astype(jnp.int32), "image": image}
         rows = prepared(z, True)
         further = None if reference is None else reference_rows(function, rows, reference, True)
         return cls(rows, meta, further)

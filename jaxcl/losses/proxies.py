@@ -2,7 +2,7 @@
 
 A row is held against the proxies, through the engine, and never against other rows, so that the time is linear in the
 batch. Every device has all proxies; they get a gradient. They start as `random_proxies` makes them, need a learning rate of
-their own, about a hundred times the network's, and no weight decay. Labels are numbers of proxies; a row of negative
+their own, with Adam about 1e-2 whatever the network's, and no weight decay. Labels are numbers of proxies; a row of negative
 label is left out.
 """
 

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
+from jaxcl.losses.anchors import check_choice
+
 Regression = Literal["mse", "huber"]
 Order = Literal["hinge", "softplus"]
 T = TypeVar("T")
@@ -40,14 +42,14 @@ def target_similarity(
         labels: ``int[N, L]``, coarse to fine, in which labels that are equal at a level are equal at all
             coarser ones (`jaxcl.data.by_path`); negative for missing.
         others: ``int[M, L]``.
-        by_depth: the similarity of pairs that agree at 0, 1, ..., L levels; () for the share of levels.
+        by_depth: the similarity of pairs that agree at 0, 1, ..., L levels, nowhere falling; () for the share of levels.
 
     Returns:
         ``float32[N, M]``; NaN where an image has no label at the coarsest level. Below a missing label
         nothing is known to agree.
 
     Raises:
-        ValueError: there are no levels, or `by_depth` does not fit them.
+        ValueError: there are no levels, or `by_depth` does not fit them, falls somewhere or is one number only.
     """
     steps = depth_similarities(labels.shape[-1], by_depth)
     return jnp.where(
@@ -67,7 +69,7 @@ def common_depth(labels: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def depth_similarities(levels: int, by_depth: Sequence[float] = ()) -> tuple[float, ...]:
-    """The similarity of pairs that agree at 0, 1, ..., L levels; see `target_similarity`."""
+    """The similarity of pairs that agree at 0, 1, ..., L levels; see `target_similarity`, also for the errors."""
     if not levels:
         raise ValueError("target_similarity: the images have no labels to be similar by")
     if not by_depth:
@@ -76,6 +78,11 @@ def depth_similarities(levels: int, by_depth: Sequence[float] = ()) -> tuple[flo
         raise ValueError(
             f"by_depth={tuple(by_depth)}: the labels have {levels} level(s); expected {levels + 1} similarities, of pairs"
             f" that agree at 0 to {levels} levels"
+        )
+    if any(b < a for a, b in itertools.pairwise(by_depth)) or by_depth[0] == by_depth[-1]:
+        raise ValueError(
+            f"by_depth={tuple(by_depth)}: expected numbers that nowhere fall, and rise somewhere: who agrees deeper is not"
+            " less similar"
         )
     return tuple(by_depth)
 
@@ -125,7 +132,7 @@ def regression(
     Raises:
         ValueError: an unknown kind, or a delta that is not above 0.
     """
-    _check_choice("kind", kind, Regression)
+    check_choice("regression", "kind", kind, get_args(Regression))
     if not delta > 0:
         raise ValueError(f"delta={delta}: expected a number above 0")
     known = ~jnp.isnan(target)
@@ -227,7 +234,7 @@ def ordered_triples(
     Raises:
         ValueError: an unknown kind.
     """
-    _check_choice("kind", kind, Order)
+    check_choice("ordered_triples", "kind", kind, get_args(Order))
     scores = _float(scores)
     above = target[..., :, None] > target[..., None, :]  # false with NaN
     lead = jnp.where(above, scores[..., :, None] - scores[..., None, :], 0)
@@ -354,9 +361,3 @@ def _log_softmax_where(known: jax.Array, x: jax.Array) -> jax.Array:
 def _float(x: jax.Array) -> jax.Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        known = ", ".join(repr(choice) for choice in get_args(choices))
-        raise ValueError(f"{name}={value!r}: expected one of {known}")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcl.losses import nce
+from jaxcl.losses.anchors import check_choice
 from jaxcl.losses.contrastive import (
     _check_views,
     _inverse_temperature,
@@ -78,9 +79,9 @@ def sup_con_modes(
     Raises:
         ValueError: an unknown choice, or arrays that do not fit.
     """
-    _check_choice("sup_con_modes", "variant", variant, Variant)
-    _check_choice("sup_con_modes", "denominator", denominator, Denominator)
-    _check_choice("sup_con_modes", "contrast", contrast, Contrast)
+    check_choice("sup_con_modes", "variant", variant, get_args(Variant))
+    check_choice("sup_con_modes", "denominator", denominator, get_args(Denominator))
+    check_choice("sup_con_modes", "contrast", contrast, get_args(Contrast))
     if (denominator, contrast) == ("all", "all"):
         form: dict[str, Any] = {"impl": impl, "mesh": mesh, "kernel": kernel}
         return scale * sup_con(z, labels, temperature, variant, precision=precision, **form)
@@ -167,7 +168,7 @@ def sup_con_memory(
     Raises:
         ValueError: an unknown variant, or arrays that do not fit.
     """
-    _check_choice("sup_con_memory", "variant", variant, Variant)
+    check_choice("sup_con_memory", "variant", variant, get_args(Variant))
     count, slots = len(q), len(queue)
     if q.ndim != 2 or q.shape != k.shape or queue.ndim != 2 or q.shape[1] != queue.shape[1]:
         raise ValueError(
@@ -247,7 +248,7 @@ def sup_con_overlap(
     Raises:
         ValueError: an unknown variant, or arrays that do not fit.
     """
-    _check_choice("sup_con_overlap", "variant", variant, Variant)
+    check_choice("sup_con_overlap", "variant", variant, get_args(Variant))
     batch, views, features = _check_views("sup_con_overlap", z)
     if labels.ndim != 2 or len(labels) != batch or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
@@ -386,12 +387,6 @@ def _mean_where(mask: jax.Array, values: jax.Array) -> jax.Array:
     """The mean of the values[N] under a mask, 0 of none."""
     total = jnp.sum(jnp.where(mask, values, 0))
     return total / jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
-
-
-def _check_choice(function: str, name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        known = ", ".join(f'"{choice}"' for choice in get_args(choices))
-        raise ValueError(f"{function}: {name} must be one of {known}, got {value!r}.")
 
 
 def _check_labels(function: str, labels: jax.Array, count: int, name: str = "labels") -> None:

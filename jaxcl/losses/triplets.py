@@ -117,6 +117,7 @@ def triplet(
     smooth: bool = False,
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     key: jax.Array | None = None,
     mesh: nce.AnyMesh | None = None,
@@ -125,8 +126,8 @@ def triplet(
 
     Args:
         z: ``float[N, D]``.
-        labels: ``int[N]``; equal means same class. A row of negative label is a negative of all
-            others, and an anchor of nothing.
+        labels: ``int[N]``; equal means same class. A row of negative label, whose class is not known,
+            is neither an anchor nor a positive nor a negative.
         margin: m.
         mining: which triplets: "all"; of the kinds by ``t = d_an - d_ap`` "hard" (t <= 0),
             "semihard" (0 < t <= m), "easy" (t > m, which costs nothing but with `smooth`), or
@@ -141,6 +142,9 @@ def triplet(
         distance: a name, or a `Distance`; of "cosine" and "dot" the difference is that of the
             similarities, as in SimCLR's margin triplet loss (section 5.1).
         normalized: whether rows are L2-normalised first, in at least float32.
+        images: ``int[N]``, the image that each row is of, from 0 on: rows of one image are neither
+            positive nor negative of each other. None: every row is an image of its own, so that two
+            views of an image are positives. Keys of the reference are of other images.
         reference: further keys, positives and negatives that are no anchors.
         key: for "distance_weighted", a typed PRNG key.
         mesh: the devices over whose axis "data" the rows are sharded; None takes the mesh set by
@@ -153,7 +157,7 @@ def triplet(
     Raises:
         ValueError: an unknown choice, arrays that do not fit, or no key where one is needed.
     """
-    held_against = sides("triplet", z, labels, reference, distance, normalized)
+    held_against = sides("triplet", z, labels, reference, distance, normalized, images)
     settings: dict[str, Any] = {"swap": swap, "key": key, "mesh": mesh}
     price = Hinge(margin, smooth)
     return mined_triplets("triplet", price, held_against, mining, reduction, margin, **settings)[0]
@@ -170,6 +174,7 @@ def margin_loss(
     nu: float = 0.0,
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     key: jax.Array | None = None,
     mesh: nce.AnyMesh | None = None,
@@ -188,6 +193,7 @@ def margin_loss(
         nu: adds nu times the mean of beta, which holds a learned one back.
         distance: as in `triplet`.
         normalized: as in `triplet`.
+        images: as in `triplet`.
         reference: as in `triplet`.
         key: as in `triplet`.
         mesh: as in `triplet`.
@@ -198,7 +204,7 @@ def margin_loss(
     Raises:
         ValueError: as `triplet`.
     """
-    held_against = sides("margin_loss", z, labels, reference, distance, normalized)
+    held_against = sides("margin_loss", z, labels, reference, distance, normalized, images)
     settings: dict[str, Any] = {"beta": beta, "nu": nu, "key": key, "mesh": mesh}
     price = Boundary(margin)
     return mined_triplets(
@@ -212,6 +218,7 @@ def nt_logistic(
     temperature: float = 0.1,
     mining: Literal["all", "semihard"] = "all",
     *,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -223,6 +230,7 @@ def nt_logistic(
         temperature: tau; a number.
         mining: "all", the mean over all triplets, or "semihard", where a positive is held against
             the nearest negative that is farther than it, if there is one (SimCLR, section 5.1).
+        images: as in `triplet`.
         reference: as in `triplet`.
         mesh: as in `triplet`.
 
@@ -233,7 +241,7 @@ def nt_logistic(
         ValueError: as `triplet`.
     """
     check_choice("nt_logistic", "mining", mining, ("all", "semihard"))
-    held_against = sides("nt_logistic", z, labels, reference, "dot", True)
+    held_against = sides("nt_logistic", z, labels, reference, "dot", True, images)
     price = logistic(temperature)
     mined = "closest_semihard" if mining == "semihard" else "all"
     return mined_triplets("nt_logistic", price, held_against, mined, "mean", math.inf, mesh=mesh)[0]
@@ -245,6 +253,7 @@ def nt_xent_pairs(
     temperature: float = 0.1,
     mining: Literal["all", "semihard"] = "all",
     *,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> jax.Array:
@@ -260,6 +269,7 @@ def nt_xent_pairs(
         temperature: tau; a number.
         mining: "all", or "semihard", which leaves out negatives that are as near as the positive, or
             nearer.
+        images: as in `triplet`.
         reference: as in `triplet`.
         mesh: as in `triplet`.
 
@@ -270,7 +280,7 @@ def nt_xent_pairs(
     Raises:
         ValueError: as `triplet`.
     """
-    held_against = sides("nt_xent_pairs", z, labels, reference, "dot", True)
+    held_against = sides("nt_xent_pairs", z, labels, reference, "dot", True, images)
     return softmax_pairs("nt_xent_pairs", held_against, temperature, mining, mesh)[0]
 
 
@@ -281,6 +291,7 @@ def triplet_counts(
     *,
     distance: Distance | str = "l2",
     normalized: bool = True,
+    images: jax.Array | None = None,
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> dict[str, jax.Array]:
@@ -289,7 +300,7 @@ def triplet_counts(
     Arguments as in `triplet`. No gradient flows.
     """
     held_against = sides(
-        "triplet_counts", lax.stop_gradient(z), labels, reference, distance, normalized
+        "triplet_counts", lax.stop_gradient(z), labels, reference, distance, normalized, images
     )
     sums = _over_positives(held_against, _Kinds(margin), {}, {}, mesh)
     return {name: jnp.sum(value) for name, value in sums.items()}
@@ -422,7 +433,7 @@ def choose(held_against: Sides, mining: str, mesh: nce.AnyMesh | None = None) ->
     distance = held_against.distance
     if mining == "batch_hard" and held_against.by_products:
         further = len(keys["z"]) > len(anchors["z"])
-        names = ("label", "index")
+        names = ("label", "image")
         meta = {name: anchors[name] for name in names}
         stats = nce.row_stats(
             anchors["z"],
@@ -446,9 +457,12 @@ def choose(held_against: Sides, mining: str, mesh: nce.AnyMesh | None = None) ->
 
 
 def same_label(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
-    """Counts the rows of other labels; rows of the anchor's label, but itself, are positive."""
-    other = queries["index"] != keys["index"]
-    same = (queries["label"] == keys["label"]) & (queries["label"] >= 0)
+    """Counts the rows of other labels; rows of the anchor's label are positive, unless they are of its image.
+
+    A row of unknown label is neither, and has neither.
+    """
+    other = (queries["image"] != keys["image"]) & (queries["label"] >= 0) & (keys["label"] >= 0)
+    same = queries["label"] == keys["label"]
     return nce.Pairs(counted=other & ~same, positive=other & same)
 
 

@@ -4,6 +4,9 @@ One view of an image is usual, batches hold several images of each class (`data.
 the output of a head on the encoder. The losses are those of `jaxcl.losses`, each with the mining that goes with it; batches are
 global, and so is what is mined. Proxies and learned borders are the method's own parameters: `optim.method_lr` is theirs.
 
+Images that a batch has twice, in one view each, are neither positives nor negatives of themselves. What has no label is left out;
+but in several views it is a class of its own, of which only the network learns: borders are those of classes.
+
 A memory (XBM: Wang et al., CVPR 2020) keeps embeddings and labels of the last batches, as further positives and negatives of
 the anchors, without a key encoder: embeddings drift slowly once the first steps are over, which is what `memory_start` waits for.
 """
@@ -48,7 +51,8 @@ class Metric:
         `nt_xent_pairs`).
       mining: which pairs or triplets; None for the loss's default, which is all of them.
       level: the label level to learn: its name or number (0 is the coarsest, -1 the finest); "" is the finest; "image": every
-        image is a class of its own, whose members are its views. An image without a label has its own views for positives.
+        image is a class of its own, whose members are its views. An image without a label has its own views for positives, and
+        is left out if there is one view.
       memory_size: embeddings of earlier batches that are kept; 0 for none.
       memory_start: completed updates before they are used.
       margin: of "hadsell", "triplet", "margin", "circle", "proxy_anchor" and, in degrees, "arcface".
@@ -63,7 +67,7 @@ class Metric:
       alpha: of "multi_similarity" and "proxy_anchor".
       beta: of "multi_similarity"; of "margin" the border, or where it starts.
       learn_beta: whether "margin" learns its border: "no", "one" for all, or one for each "class".
-      nu: of "margin".
+      nu: of "margin" with `learn_beta`.
       base: of "multi_similarity".
       epsilon: of the mining "multi_similarity".
       bins: of "fast_ap".
@@ -156,6 +160,42 @@ class Metric:
         if self.epsilon is not None and self.mined != "multi_similarity":
             raise ValueError(
                 f"method.epsilon={self.epsilon} does nothing without mining='multi_similarity'"
+            )
+        if self.nu is not None and self.setting("learn_beta") == "no":
+            raise ValueError(
+                f"method.nu={self.nu} does nothing to a border that is not learned: set method.learn_beta='one' or 'class'"
+            )
+        self._check_negatives()
+
+    def _check_negatives(self) -> None:
+        """Refuses mining that leaves no negative which costs anything: the positives would pull all into one point."""
+        mining, settings = f"method.mining={self.mined!r}", self.spec.settings
+        costs_beyond = self.setting("smooth") or self.setting("swap")
+        if self.objective == "triplet" and self.mined == "easy" and not costs_beyond:
+            raise ValueError(
+                f"{mining} with the loss 'triplet' takes triplets that cost nothing: choose 'semihard' or 'all', or"
+                " method.smooth=True"
+            )
+        if self.objective not in ("margin_contrastive", "hadsell"):
+            return
+        # The margins that `mining.negative_kind` goes by; the loss 'hadsell' has no margin of positives.
+        near = self.setting("pos_margin") if "pos_margin" in settings else 0.0
+        far = self.setting("neg_margin" if "neg_margin" in settings else "margin")
+        if self.mined == "easy":
+            raise ValueError(
+                f"{mining} with the loss {self.objective!r} takes negatives beyond the margin, which cost nothing: choose"
+                " 'semihard' or 'all'"
+            )
+        if self.mined == "hard" and not near > 0 and self.setting("distance") != "dot":
+            raise ValueError(
+                f"{mining} with the loss {self.objective!r} takes negatives nearer than {near:g}, of which there are none: choose"
+                " 'semihard'"
+                + (", or a method.pos_margin above 0" if "pos_margin" in settings else "")
+            )
+        if self.mined == "semihard" and not near < far:
+            raise ValueError(
+                f"{mining} with the loss {self.objective!r} takes negatives from {near:g} to {far:g}, of which there are none:"
+                " choose a margin of negatives above that of positives"
             )
 
     def _check_memory(self) -> None:
@@ -275,19 +315,22 @@ class Metric:
             z_kept = losses.normalize(jax.lax.stop_gradient(z))
             carry = {"keys": z_kept, "labels": rows[:, None]}
         trained = dict(params["method"])
+        # An image that the batch has twice is no pair: its views are.
+        image = batch["index"] if v == 1 else None
         group = rows
-        if not self.spec.proxies:
+        if v > 1 and not self.spec.proxies:
             # The views of an image without a label agree with each other alone.
-            image = jnp.arange(b * v, dtype=jnp.int32) // v
-            group = jnp.where(rows < 0, UNKNOWN + image, rows)
+            own = jnp.broadcast_to(UNKNOWN + batch["index"][:, None], (b, v)).reshape(b * v)
+            group = jnp.where(rows < 0, own, rows)
         if "beta" in trained:
             metrics["beta"] = jnp.mean(jax.lax.stop_gradient(trained["beta"]))
             if trained["beta"].ndim:
-                trained["beta"] = trained["beta"][jnp.maximum(rows, 0)]
+                border = trained["beta"][jnp.maximum(rows, 0)]
+                trained["beta"] = jnp.where(rows < 0, metrics["beta"], border)
         settings = {name: self.setting(name) for name in self.spec.settings}
         drawn = jax.random.fold_in(key, DRAWS)
         loss, mined = self.spec.run(
-            Given(z, group, settings, self.mined, reference, drawn, trained)
+            Given(z, group, image, settings, self.mined, reference, drawn, trained)
         )
         metrics |= mined
         if not by_image:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxcl import losses
 from jaxcl.losses import metric, triplets
@@ -25,6 +26,7 @@ class Given(NamedTuple):
     Attributes:
       z: float[N,D], embeddings.
       labels: i32[N].
+      images: i32[N], the image of each row, where rows of one image are no pair; None where they are.
       settings: the settings of the loss, by name.
       mining: the mining.
       reference: the memory, or None.
@@ -34,6 +36,7 @@ class Given(NamedTuple):
 
     z: jax.Array
     labels: jax.Array
+    images: jax.Array | None
     settings: Mapping[str, Any]
     mining: str
     reference: Reference | None
@@ -42,7 +45,11 @@ class Given(NamedTuple):
 
     def sides(self, name: str, distance: str = "dot") -> Sides:
         """Anchors and keys, normalised."""
-        return sides(name, self.z, self.labels, self.reference, distance, normalized=True)
+        return sides(name, self.z, self.labels, self.reference, distance, True, self.images)
+
+    def rows(self, name: str) -> metric.Rows:
+        """The same for the engine."""
+        return metric.Rows.of(name, self.z, self.labels, self.reference, self.images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,22 +146,21 @@ def _nt_xent(given: Given) -> Outcome:
 
 
 def _multi_similarity(given: Given) -> Outcome:
-    return metric.mined_similarity(
-        given.z, given.labels, mining=given.mining, reference=given.reference, **given.settings
-    )
+    against = given.rows("multi_similarity")
+    return metric.mined_similarity(against, mining=given.mining, **given.settings)
 
 
-def _rows(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
-    return lambda given: (
-        loss(given.z, given.labels, reference=given.reference, **given.settings),
-        {},
-    )
+def _lifted_structure(given: Given) -> Outcome:
+    s = given.settings
+    against = given.sides("lifted_structure", s["distance"])
+    return metric.lifted(against, s["pos_margin"], s["neg_margin"])
 
 
 def _proxies(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
+    """A row with a label counts, whatever else the batch has: it is held against proxies."""
     return lambda given: (
         loss(given.z, given.labels, given.trained["proxies"], **given.settings),
-        {},
+        {"mined_anchors": jnp.mean(given.labels >= 0, dtype=jnp.float32)},
     )
 
 
@@ -185,13 +191,25 @@ LOSSES: dict[str, Spec] = {
         ("all", "multi_similarity"),
     ),
     "lifted_structure": Spec(
-        _rows(losses.lifted_structure), {"pos_margin": 0.0, "neg_margin": 1.0, "distance": "l2"}
+        _lifted_structure, {"pos_margin": 0.0, "neg_margin": 1.0, "distance": "l2"}
     ),
-    "circle": Spec(_rows(losses.circle), {"margin": 0.4, "scale": 80.0}),
-    "nca": Spec(_rows(losses.nca), {"scale": 1.0}),
-    "fast_ap": Spec(_rows(losses.fast_ap), {"bins": 10}),
+    "circle": Spec(
+        lambda given: metric.circles(given.sides("circle"), **given.settings),
+        {"margin": 0.4, "scale": 80.0},
+    ),
+    "nca": Spec(
+        lambda given: metric.neighbours(given.rows("nca"), **given.settings), {"scale": 1.0}
+    ),
+    "fast_ap": Spec(
+        lambda given: metric.average_precision(
+            given.sides("fast_ap", "squared_l2"), **given.settings
+        ),
+        {"bins": 10},
+    ),
     "n_pairs": Spec(
-        lambda given: (losses.n_pairs(given.z, given.labels, **given.settings), {}),
+        lambda given: metric.pairs_of_classes(
+            given.z, given.labels, images=given.images, **given.settings
+        ),
         {"l2": 0.0},
         memory=False,
     ),
@@ -209,8 +227,11 @@ LOSSES: dict[str, Spec] = {
     ),
 }
 
+WITH_PROXIES = tuple(name for name, spec in LOSSES.items() if spec.proxies)
+"""Losses with a trained vector for each class, which needs a learning rate of its own."""
+
 CHOICES = {
-    "distance": DISTANCES,
+    "distance": tuple(name for name in DISTANCES if name != "lp"),
     "reduction": triplets.REDUCTIONS,
     "learn_beta": ("no", "one", "class"),
     "denominator": ("all", "others"),

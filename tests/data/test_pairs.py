@@ -10,7 +10,7 @@ from jaxcl.data.samplers import ColumnSampler, Uniform
 from jaxcl.views import ViewsConfig, build_program, presets
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png")
-PAIRS = "a,similarity,b\na.png,0.5,b.png\nsub/c.png,-1e-1,a.png\nb.png,3,d.png\nd.png,0.5,d.png\n"
+PAIRS = "a,similarity,b\na.png,0.5,b.png\nsub/c.png,-1e-1,a.png\nb.png,3,d.png\nd.png,0.5,a.png\n"
 TRIPLES = "anchor,positive,negative,by\na.png,b.png,d.png,x\nd.png,sub/c.png,a.png,y\n"
 
 
@@ -27,7 +27,7 @@ def write(folder, text, name="pairs.csv"):
 
 def test_pairs_and_triples(tmp_path):
     table = read_pairs(write(tmp_path, PAIRS), source())
-    np.testing.assert_array_equal(table.rows, [[0, 1], [2, 0], [1, 3], [3, 3]])
+    np.testing.assert_array_equal(table.rows, [[0, 1], [2, 0], [1, 3], [3, 0]])
     np.testing.assert_allclose(table.similarity, [0.5, -0.1, 3, 0.5])
     assert (table.kind, table.size, len(table), table.images) == ("pair", 2, 4, 4)
     triples = read_pairs(write(tmp_path, TRIPLES), source())
@@ -61,7 +61,11 @@ def test_content_id_is_of_the_rows_and_the_images(tmp_path):
         ("a,b,similarity\na.png,b.png,\n", "the similarity is '', expected a number"),
         ("a,b,similarity\na.png,b.png,nan\n", "the similarity is 'nan', expected a number"),
         ("a,b,similarity\na.png,b.png,inf\n", "the similarity is 'inf', expected a number"),
-        ("anchor,positive,negative\na.png,b.png,b.png\n", "positive and negative are the same image, 'b.png'"),
+        ("anchor,positive,negative\na.png,b.png,b.png\n", "line 2 .*: positive and negative are the same image, 'b.png'"),
+        ("anchor,positive,negative\na.png,b.png,d.png\na.png,a.png,b.png\n",
+         "line 3 .*: anchor and positive are the same image, 'a.png'"),
+        ("anchor,positive,negative\na.png,b.png,a.png\n", "line 2 .*: anchor and negative are the same image, 'a.png'"),
+        ("similarity,a,b\n1,a.png,b.png\n1,d.png,d.png\n", "line 3 .*: a and b are the same image, 'd.png'"),
         ("anchor,positive,negative\na.png,x,zzz\n", "positive is 'x'.*they are called like 'a.png'"),
     ],
 )  # fmt: skip
@@ -91,7 +95,7 @@ def planted(tmp_path, rows=10, triples=False, seed=0):
         given = [tuple(rng.permutation(8)[:3].tolist()) for _ in range(rows)]
         text = "anchor,positive,negative\n" + "".join(f"{a},{p},{n}\n" for a, p, n in given)
     else:
-        given = [(*rng.integers(8, size=2).tolist(), i / 4) for i in range(rows)]
+        given = [(*rng.permutation(8)[:2].tolist(), i / 4) for i in range(rows)]
         text = "a,b,similarity\n" + "".join(f"{a},{b},{s}\n" for a, b, s in given)
     return read_pairs(write(tmp_path, text), source(names)), given
 

@@ -6,10 +6,10 @@ import numpy as np
 class World:
     """Rows that are anchors, keys that they are held against, and all distances.
 
-    Keys are the rows and, behind them, those of a reference (z, labels, valid).
+    Keys are the rows and, behind them, those of a reference (z, labels, valid), which are of images of their own.
     """
 
-    def __init__(self, z, labels, reference=None, distance="l2", normalized=True):
+    def __init__(self, z, labels, reference=None, distance="l2", normalized=True, images=None):
         rows, keys, key_labels = np.asarray(z, np.float64), np.asarray(z, np.float64), list(labels)
         valid = [True] * len(rows)
         if reference is not None:
@@ -17,19 +17,28 @@ class World:
             key_labels, valid = key_labels + list(reference[1]), valid + list(reference[2])
         self.rows, self.keys = (unit(x) if normalized else x for x in (rows, keys))
         self.labels, self.key_labels, self.valid = list(labels), key_labels, valid
+        self.images = list(range(len(rows))) if images is None else list(images)
         self.anchors, self.count = range(len(rows)), len(keys)
         self.measure = DISTANCES[distance]
         self.d = np.array([[self.measure(x, y) for y in self.keys] for x in self.rows])
         self.s = self.rows @ self.keys.T
 
     def positives(self, i):
-        return [j for j in range(self.count) if j != i and self.valid[j] and self.same(i, j)]
+        return [j for j in self.others(i) if self.labels[i] == self.key_labels[j]]
 
     def negatives(self, i):
-        return [j for j in range(self.count) if j != i and self.valid[j] and not self.same(i, j)]
+        return [j for j in self.others(i) if self.labels[i] != self.key_labels[j]]
 
-    def same(self, i, j):
-        return self.labels[i] >= 0 and self.labels[i] == self.key_labels[j]
+    def others(self, i):
+        """Known keys of other images, if the anchor is known."""
+        return [
+            j
+            for j in range(self.count)
+            if self.labels[i] >= 0
+            and self.key_labels[j] >= 0
+            and self.valid[j]
+            and not (j < len(self.images) and self.images[j] == self.images[i])
+        ]
 
     def triplets(self):
         return [
@@ -260,7 +269,8 @@ def multi_similarity(world, alpha, beta, base, mining="all", epsilon=0.1):
             negatives = [n for n in negatives if world.s[i, n] + epsilon > easiest]
         pull = sum(np.exp(-alpha * (world.s[i, p] - base)) for p in positives)
         push = sum(np.exp(beta * (world.s[i, n] - base)) for n in negatives)
-        costs.append(np.log(1 + pull) / alpha + np.log(1 + push) / beta)
+        if world.labels[i] >= 0:
+            costs.append(np.log(1 + pull) / alpha + np.log(1 + push) / beta)
     return mean(costs)
 
 
@@ -277,10 +287,11 @@ def nca(world, scale):
     return mean(costs)
 
 
-def n_pairs(z, labels, l2=0.0):
+def n_pairs(z, labels, l2=0.0, images=None):
     firsts, seconds = [], []
+    images = list(range(len(z))) if images is None else list(images)
     for label in sorted({x for x in labels if x >= 0}):
-        own = [i for i, x in enumerate(labels) if x == label]
+        own = [i for i, x in enumerate(labels) if x == label and images[i] not in images[:i]]
         if len(own) > 1:
             firsts.append(own[0])
             seconds.append(own[1])

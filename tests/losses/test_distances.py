@@ -79,10 +79,11 @@ def test_symmetry_and_the_diagonal(name, p):
     else:
         assert np.abs(d - d.T).max() > 0.1
     if made.zero_on_diagonal:
-        floor = 1e-6 if name == "cosine" else 0  # a cosine is a product, rounded
-        assert np.abs(np.diag(d)).max() <= floor
-        assert np.abs(d[same]).max() <= floor
-        assert d.min() >= -floor
+        assert np.abs(np.diag(d)).max() == 0
+        assert np.abs(d[same]).max() == 0
+        assert d.min() == 0
+        off = d[~np.eye(len(x), dtype=bool)]
+        assert np.mean(off > 0) > 0.9
     else:
         assert np.diag(d).max() < 0
     np.testing.assert_array_equal(made.of_pairs(x), made.of_pairs(x, x))
@@ -115,10 +116,21 @@ def test_gradients_are_finite_everywhere(name, p):
         np.testing.assert_allclose(gradient, slope(wide, "rows"), rtol=1e-8)
 
 
+def test_equal_directions_are_at_distance_0_of_each_other():
+    """Of any length and width, by products and row by row."""
+    for width in (3, 64, 512):
+        x = rows(11, 40, width)
+        x = np.concatenate([x, 100 * x])
+        d = np.asarray(distance("cosine").of_pairs(x))
+        assert np.abs(d[np.arange(80), np.arange(80) % 40]).max() == 0
+        assert d[0, 1] > 0.05
+        np.testing.assert_array_equal(distance("cosine").of_rows(x, x), 0)
+
+
 def test_equal_rows_have_no_gradient_under_a_root():
     x = rows(7, 2)
     x[1] = x[0]
-    for name in ("l2", "lp", "l1", "squared_l2"):
+    for name in ("l2", "lp", "l1", "squared_l2", "cosine"):
         gradient = jax.grad(lambda x, name=name: distance(name).of_pairs(x)[0, 1])(x)
         np.testing.assert_array_equal(gradient, 0)
 

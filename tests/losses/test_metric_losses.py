@@ -20,6 +20,8 @@ LABELS = np.array([0, 0, 1, 0, 2, 1, -1, 3, 2, 0])
 FURTHER = (RNG.normal(size=(5, 4)), np.array([0, 3, 1, -1, 0]), np.array([1, 1, 0, 1, 1], bool))
 PROXIES = RNG.normal(size=(5, 4))
 BETA = np.linspace(0.9, 1.3, 10)
+# Rows 0 and 1 are of one image, and so are 4 and 8; 2 and 6 are of one whose label is not always known.
+IMAGES = np.array([7, 7, 2, 3, 4, 5, 2, 0, 4, 9])
 REFERENCE = anchors.Reference(*(jnp.asarray(x) for x in FURTHER))
 
 
@@ -202,6 +204,44 @@ def check(cases):
     assert np.mean(costs > 0) > 0.9
 
 
+SAME_IMAGES = [
+    case(
+        f"{name} images",
+        of(function, *args, images=IMAGES, **keywords),
+        lambda w, n=name, a=args: getattr(oracle, n)(w, *a),
+        images=IMAGES,
+        **({"reference": FURTHER} if "reference" in keywords else {}),
+    )
+    for name, function, args, keywords in (
+        ("triplet", triplets.triplet, (0.5, "all"), {"reference": REFERENCE}),
+        ("triplet", triplets.triplet, (0.5, "batch_hard"), {}),
+        ("margin_loss", triplets.margin_loss, (0.3, 1.1), {}),
+        ("nt_logistic", triplets.nt_logistic, (0.5,), {}),
+        ("nt_xent_pairs", triplets.nt_xent_pairs, (0.5,), {}),
+        ("margin_contrastive", metric.margin_contrastive, (0.1, 1.4), {}),
+        ("hadsell", metric.hadsell, (1.3,), {}),
+        ("lifted_structure", metric.lifted_structure, (0.1, 1.0), {}),
+        ("fast_ap", metric.fast_ap, (6,), {}),
+        ("multi_similarity", metric.multi_similarity, (2.0, 10.0, 0.4), {"reference": REFERENCE}),
+        ("nca", metric.nca, (1.5,), {}),
+    )
+]  # fmt: skip
+SAME_IMAGES[1] = ("triplet batch-hard images", *SAME_IMAGES[1][1:])
+SAME_IMAGES += [
+    case(
+        "circle images",
+        of(metric.circle, 0.4, 8.0, images=IMAGES),
+        lambda w: oracle.circle(w, 0.4, 8.0, oracle.World(Z, LABELS).s),
+        images=IMAGES,
+    ),
+    (
+        "n_pairs images",
+        lambda z: metric.n_pairs(z, LABELS, 0.02, images=IMAGES),
+        lambda z: oracle.n_pairs(z, LABELS, 0.02, IMAGES),
+    ),
+]
+SOME_IMAGES = ("triplet batch-hard images", "margin_contrastive images", "multi_similarity images")
+
 QUICK = (
     "triplet all nonzero",
     "triplet closest_semihard nonzero",
@@ -227,9 +267,85 @@ def test_losses_equal_loops():
     check(quick)
 
 
+def test_rows_of_one_image_are_no_pair():
+    check([case for case in SAME_IMAGES if case[0] in SOME_IMAGES])
+    # The images do change all of these losses.
+    for (_, _, with_images), (_, _, without) in (
+        (SAME_IMAGES[1], case("", None, lambda w: oracle.triplet(w, 0.5, "batch_hard"))),
+        (SAME_IMAGES[5], case("", None, lambda w: oracle.margin_contrastive(w, 0.1, 1.4))),
+    ):
+        assert abs(with_images(Z) - without(Z)) > 1e-3
+
+
 @pytest.mark.slow
 def test_more_losses_equal_loops():
     check([case for case in TRIPLETS + PAIR_LOSSES if case[0] not in QUICK])
+    check([case for case in SAME_IMAGES if case[0] not in SOME_IMAGES])
+
+
+def test_what_is_not_known_changes_nothing():
+    """Rows and keys of unknown label could as well not be there."""
+    known = LABELS >= 0
+
+    @jax.jit
+    def every(z):
+        kept = anchors.Reference(z[:5], jnp.array([0, 3, -1, 1, 0]))
+        left = anchors.Reference(z[:5][jnp.array([0, 1, 3, 4])], jnp.array([0, 3, 1, 0]))
+        return {
+            name: (
+                jax.value_and_grad(lambda z, f=loss: f(z, LABELS, reference=kept))(z),
+                jax.value_and_grad(lambda z, f=loss: f(z[known], LABELS[known], reference=left))(z),
+            )
+            for name, loss in (
+                (
+                    "margin_contrastive",
+                    functools.partial(metric.margin_contrastive, reduction="mean"),
+                ),
+                ("multi_similarity", metric.multi_similarity),
+                ("nt_xent_pairs", triplets.nt_xent_pairs),
+            )
+        }
+
+    for name, (all_rows, known_rows) in every(jnp.asarray(Z, jnp.float32)).items():
+        np.testing.assert_allclose(all_rows[0], known_rows[0], rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(all_rows[1], known_rows[1], rtol=2e-5, atol=1e-6, err_msg=name)
+        assert not np.any(all_rows[1][~known])
+        assert all_rows[0] > 0
+
+
+def test_anchors_that_count_are_counted():
+    """Those that have what the loss needs, by loops; without a positive, none."""
+
+    def counts(z, labels):
+        against = {
+            distance: anchors.sides("test", z, labels, None, distance, True)
+            for distance in ("l2", "dot", "squared_l2")
+        }
+        rows = metric.Rows.of("test", z, labels, None)
+        outcomes = {
+            "lifted": metric.lifted(against["l2"], 0.0, 1.0),
+            "circle": metric.circles(against["dot"], 0.4, 8.0),
+            "fast_ap": metric.average_precision(against["squared_l2"], 10),
+            "multi_similarity": metric.mined_similarity(rows, 2.0, 50.0, 0.5, "all", 0.1),
+            "nca": metric.neighbours(rows, 1.0),
+            "n_pairs": metric.pairs_of_classes(z, labels, 0.0),
+        }
+        return {name: found["mined_anchors"] for name, (_, found) in outcomes.items()}
+
+    run = jax.jit(counts)
+    z, world = jnp.asarray(Z, jnp.float32), oracle.World(Z, LABELS)
+    pulled = np.mean([len(world.positives(i)) > 0 for i in range(10)])
+    found = run(z, LABELS)
+    classes = [x for x in set(LABELS.tolist()) if x >= 0 and list(LABELS).count(x) > 1]
+    expected = {**dict.fromkeys(found, pulled), "n_pairs": len(classes) / 10}
+    assert 0 < pulled < 1
+    for name, share in found.items():
+        np.testing.assert_allclose(share, expected[name], rtol=1e-6, err_msg=name)
+    assert not any(run(z, np.arange(10)).values())
+    # One class: nothing to be pushed from.
+    pushed = run(z, np.zeros(10, int))
+    assert pushed["lifted"] == pushed["circle"] == pushed["multi_similarity"] == 0
+    assert pushed["nca"] == pushed["fast_ap"] == 1
 
 
 @pytest.mark.parametrize(
@@ -406,6 +522,8 @@ def test_what_does_not_fit_is_named():
             r"reference must be z\[K, 4\]",
             lambda: metric.nca(z, labels, reference=anchors.Reference(z[:, :3], labels)),
         ),
+        (r"nca: images must be int\[10\]", lambda: metric.nca(z, labels, images=np.arange(9))),
+        (r"triplet: images must be int\[10\]", lambda: triplets.triplet(z, labels, images=np.ones(10))),
         (r"temperature must be a positive number", lambda: triplets.nt_logistic(z, labels, 0.0)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcl import losses
-from jaxcl.bench import plain_nt_xent
+from jaxcl.bench.loss import plain_nt_xent
 from jaxcl.losses import nce
 
 WANT = ("lse", "positive_sum", "positive_lse", "positives")

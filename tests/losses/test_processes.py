@@ -31,8 +31,19 @@ mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("data"))
 everything = np.load(f"{folder}/z.npy")
 z = jax.make_array_from_callback(everything.shape, sharding, lambda at: everything[at])
-for form in ("dense", "tiled", "ring"):
-    loss = functools.partial(losses.nt_xent, impl=form, mesh=mesh)
+given = dict(np.load(f"{folder}/given.npz"))
+every = {form: functools.partial(losses.nt_xent, impl=form) for form in ("dense", "tiled", "ring")}
+every |= {
+    "triplet": lambda z, mesh: losses.triplet(
+        z.reshape(96, 16), given["labels"], 0.5, "semihard", mesh=mesh
+    ),
+    "himulcone": lambda z, mesh: losses.himulcone(z, given["paths"], mesh=mesh),
+    "leave_one_out": lambda z, mesh: losses.leave_one_out(
+        z, given["keys"], given["queues"], mesh=mesh
+    ),
+}
+for form, function in every.items():
+    loss = functools.partial(function, mesh=mesh)
     value, gradient = jax.jit(jax.value_and_grad(loss))(z)
     shards = sorted(gradient.addressable_shards, key=lambda s: s.index[0].start)
     rows = np.concatenate([np.asarray(s.data) for s in shards])
@@ -44,6 +55,15 @@ jax.distributed.shutdown()
 def test_two_processes_equal_one(tmp_path):
     z = np.random.default_rng(0).normal(size=(48, 2, 16)).astype(np.float32)
     np.save(tmp_path / "z.npy", z)
+    rng = np.random.default_rng(1)
+    leaf = rng.integers(9, size=48)
+    given = {
+        "labels": np.repeat(rng.integers(7, size=48), 2).astype(np.int32),
+        "paths": np.stack([leaf // 3, leaf], 1).astype(np.int32),
+        "keys": rng.normal(size=(48, 2, 2, 16)).astype(np.float32),
+        "queues": rng.normal(size=(2, 20, 16)).astype(np.float32),
+    }
+    np.savez(tmp_path / "given.npz", **given)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -63,10 +83,17 @@ def test_two_processes_equal_one(tmp_path):
             worker.kill()
     if any(worker.returncode for worker in workers):
         pytest.fail("\n".join(outputs))
-    expected, wanted = jax.jit(jax.value_and_grad(losses.nt_xent))(z)
-    for form in ("dense", "tiled", "ring"):
+    every = dict.fromkeys(("dense", "tiled", "ring"), losses.nt_xent) | {
+        "triplet": lambda z: losses.triplet(z.reshape(96, 16), given["labels"], 0.5, "semihard"),
+        "himulcone": lambda z: losses.himulcone(z, given["paths"]),
+        "leave_one_out": lambda z: losses.leave_one_out(z, given["keys"], given["queues"]),
+    }
+    alone = {form: jax.jit(jax.value_and_grad(loss))(z) for form, loss in every.items()}
+    for form, (expected, wanted) in alone.items():
+        assert expected > 0
         parts = [np.load(tmp_path / f"{form}{process}.npz") for process in range(2)]
         for part in parts:
             np.testing.assert_allclose(part["value"], expected, rtol=1e-6)
         gradient = np.concatenate([part["rows"] for part in parts])
+        assert np.linalg.norm(wanted) > 0
         assert np.linalg.norm(gradient - wanted) <= 2e-6 * np.linalg.norm(wanted)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import labelled_run
 import numpy as np
 import pytest
-from labelled_run import BATCH, TREE, config, distance, linear, linear_params, linear_views
+from labelled_run import BATCH, TREE, config, linear, linear_params, linear_views
 
 from jaxcl import config as config_lib
 from jaxcl import losses, optim
@@ -73,6 +73,46 @@ def test_each_loss_is_that_of_the_embeddings_and_the_chosen_level(name):
     assert out.loss > 0
     np.testing.assert_allclose(out.metrics["same_class"], 4 / 6, rtol=1e-6)
     assert out.embeddings.shape == (BATCH, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("circle", "nca") else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES],
+)
+def test_an_image_that_a_batch_has_twice_is_no_pair(name):
+    """In one view; in two, the views of both are positives. What has no label is left out of one view."""
+    index = np.array([0, 1, 0, 3, 4, 5])
+    method = metric(views=1, objective=name)
+    params = with_own(linear_params(0), method)
+    function = {"margin": losses.margin_loss, "nt_xent": losses.nt_xent_pairs}.get(name)
+    function = function or getattr(losses, name)
+    z, fine = jnp.asarray(embeddings(params, views=1)), LABELS[:, 1]
+    own = (params["method"]["proxies"],) if LOSSES[name].proxies else ()
+    told = {} if own else {"images": index}
+    out = outcome(method, params, index=index, views=1)
+    np.testing.assert_allclose(out.loss, function(z, fine, *own, **told), rtol=1e-6)
+    # Of N-pairs one class is left with two images, and nothing to be told from.
+    assert (out.loss > 0) == (name != "n_pairs")
+    if own:
+        np.testing.assert_allclose(out.metrics["mined_anchors"], 5 / 6, rtol=1e-6)
+        return
+    assert abs(out.loss - function(z, fine)) > 1e-3
+    method = metric(objective=name)
+    out = outcome(method, params, index=index)
+    np.testing.assert_allclose(out.loss, function(jnp.asarray(embeddings(params)), ROWS), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["lifted_structure", "circle", "nca", "fast_ap", "n_pairs", "multi_similarity"]
+)
+def test_every_loss_counts_the_anchors_that_count(name):
+    method = metric(views=1, objective=name)
+    params = {**linear_params(0), "method": {}}
+    some = outcome(method, params, views=1).metrics["mined_anchors"]
+    # Two classes of two rows, a class of one, and an unknown label.
+    np.testing.assert_allclose(some, (2 if name == "n_pairs" else 4) / 6, rtol=1e-6)
+    alone = np.arange(BATCH)[:, None].repeat(2, axis=1)
+    assert outcome(method, params, alone, views=1).metrics["mined_anchors"] == 0
 
 
 def test_settings_arrive():
@@ -197,17 +237,28 @@ def test_proxies_and_borders_start_as_they_should():
 
 
 def test_borders_are_learned():
-    """One for all, or that of the anchor's class."""
+    """One for all, or that of the anchor's class; what has no label is held to their mean, and trains none."""
     z = jnp.asarray(embeddings(linear_params(0)))
+    fine = np.repeat(LABELS[:, 1], 2)
+    own_class = np.stack([fine == number for number in range(3)], axis=1)
+    assert not own_class[-1].any()
+
+    def by_hand(beta):
+        each = beta if beta.ndim == 0 else own_class @ beta
+        border = (
+            jnp.where(fine < 0, jax.lax.stop_gradient(jnp.mean(beta)), each) if beta.ndim else each
+        )
+        return losses.margin_loss(z, ROWS, 0.2, border, nu=0.1)
+
     borders = np.array([0.8, 1.0, 1.3], np.float32)
     for learned, own in (("one", np.float32(1.1)), ("class", borders)):
         method = metric(objective="margin", learn_beta=learned, nu=0.1)
         params = {**linear_params(0), "method": {"beta": jnp.asarray(own)}}
         value, gradient = jax.value_and_grad(lambda p, m=method: outcome(m, p).loss)(params)
-        border = own if learned == "one" else borders[np.maximum(np.repeat(LABELS[:, 1], 2), 0)]
-        expected = losses.margin_loss(z, ROWS, 0.2, jnp.asarray(border), nu=0.1)
+        expected, slope = jax.value_and_grad(by_hand)(jnp.asarray(own))
         np.testing.assert_allclose(value, expected, rtol=1e-6)
-        assert np.all(gradient["method"]["beta"] != 0)
+        np.testing.assert_allclose(gradient["method"]["beta"], slope, rtol=1e-5)
+        assert np.all(slope != 0)
 
 
 def test_proxies_have_a_learning_rate_of_their_own_and_no_weight_decay():
@@ -272,6 +323,17 @@ def test_the_memory_is_a_reference_of_earlier_batches():
         ({"mining": "distance_weighted", "distance": "l1"}, r"mining='distance_weighted': expected 'l2'"),
         ({"objective": "multi_similarity", "epsilon": 0.2}, r"method.epsilon=0.2 does nothing without mining"),
         ({"objective": "nt_xent", "temperature": 0.0}, r"method.temperature=0.0: expected a number above 0"),
+        ({"distance": "lp"}, r"method.distance='lp': expected one of l1, l2"),
+        ({"objective": "margin", "nu": 0.1}, r"method.nu=0.1 does nothing to a border that is not learned: set method.learn_beta"),
+        ({"mining": "easy"}, r"'easy' with the loss 'triplet' takes triplets that cost nothing: choose 'semihard' or"),
+        ({"objective": "hadsell", "mining": "easy"}, r"'hadsell' takes negatives beyond the margin, .*: choose 'semihard'"),
+        ({"objective": "margin_contrastive", "mining": "easy"}, r"negatives beyond the margin, which cost nothing"),
+        ({"objective": "hadsell", "mining": "hard"}, r"nearer than 0, of which there are none: choose 'semihard'$"),
+        ({"objective": "margin_contrastive", "mining": "hard"}, r"choose 'semihard', or a method.pos_margin above 0$"),
+        (
+            {"objective": "margin_contrastive", "mining": "semihard", "pos_margin": 1.2},
+            r"negatives from 1.2 to 1, of which there are none",
+        ),
         ({"memory_start": 5}, r"method.memory_start=5 does nothing without method.memory_size"),
         ({"memory_size": -1}, r"method.memory_size=-1: expected 0 or more"),
         ({"objective": "arcface", "memory_size": 8}, r"'arcface' holds no row against other rows"),
@@ -285,6 +347,15 @@ def test_the_memory_is_a_reference_of_earlier_batches():
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(config_lib.ConfigError, match=message):
         config("metric", **{f"method.{k}": v for k, v in changes.items()}).for_labels(TREE)
+
+
+def test_mining_that_leaves_something_is_not_refused():
+    metric(mining="easy", smooth=True)
+    metric(mining="easy", swap=True)
+    metric(objective="margin", mining="easy")
+    metric(objective="margin_contrastive", mining="hard", pos_margin=0.2)
+    metric(objective="margin_contrastive", mining="hard", distance="dot", pos_margin=-0.9)
+    metric(objective="margin", learn_beta="one", nu=0.1)
 
 
 def test_one_view_of_images_that_are_classes_is_refused():
@@ -308,10 +379,8 @@ def test_the_levels_of_the_data_are_learned_from_the_data():
 
 def same_on_eight_devices(**fields):
     made = config("metric", **{f"method.{k}": v for k, v in fields.items()}).for_labels(TREE)
-    alone, spread = (labelled_run.run(made, devices, 2) for devices in (1, 8))
-    np.testing.assert_allclose(spread[0], alone[0], rtol=4e-6)
-    assert distance(spread[1], alone[1]) <= 2e-5
-    assert all(np.any(x) for x in jax.tree.leaves(alone[1]["method"]))
+    learned, _ = labelled_run.same_on_eight_devices(made)
+    assert all(np.any(x) for x in jax.tree.leaves(learned["method"]))
 
 
 @pytest.mark.slow

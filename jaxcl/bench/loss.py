@@ -1,45 +1,44 @@
-"""Measures what jaxcl claims, on the machine at hand: ``python -m jaxcl.bench loss``.
+"""NT-Xent, ``python -m jaxcl.bench loss``: memory and time of the loss with its gradient side by side.
 
-``loss`` prints the memory and the time of NT-Xent with its gradient side by side: the formula as one
-writes it down and leaves to JAX ("plain"), and the forms of jaxcl; on several devices too, and beside
-the losses of lightly and pytorch-metric-learning where these are installed. Times are ratios within
-pairs that were run one after the other; sizes where jaxcl loses are printed like the others.
-
-``cache`` compares a batch in micro-batches (`jaxcl.models.gradient_cache`) with the same batch in one
-shot: memory, time and result of NT-Xent's gradient through a ResNet-18, where BatchNorm has groups
-and where its statistics are global.
+The formula as one writes it down and leaves to JAX ("plain"), and the forms of jaxcl; on several devices too, and beside the
+losses of lightly and pytorch-metric-learning where these are installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
-import multiprocessing
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxcl import losses, models
+from jaxcl import losses
+from jaxcl.bench import memory
+from jaxcl.bench.memory import MIB, resident_mib
+from jaxcl.bench.timing import (
+    interleaved,
+    load_after,
+    machine,
+    numbers,
+    print_machine,
+    ratio_of,
+    row_of_text,
+    waiting,
+)
 from jaxcl.losses import nce
 
-MIB = 2**20
 FORMS: tuple[nce.Form, ...] = ("dense", "tiled", "ring")
 PLAIN_FLOP = 6  # times views^2 * features: the matrix, and its two gradients
+JAXCL_FLOP = 4  # one gradient serves both sides; tiles are made twice, but only half of them
 PRODUCT_SIZE = 2048
 PEERS = {"lightly": "lightly", "metric-learning": "pytorch_metric_learning"}
-JAXCL_FLOP = 4  # one gradient serves both sides; tiles are made twice, but only half of them
 
 
 def plain_nt_xent(z: jax.Array, temperature: float = 0.1) -> jax.Array:
@@ -57,53 +56,6 @@ def plain_nt_xent(z: jax.Array, temperature: float = 0.1) -> jax.Array:
     # Rows 2b and 2b + 1 are the views of image b.
     positive = jnp.take_along_axis(logits, (index ^ 1)[:, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ratio:
-    """The median of ratios of two times, each pair of them taken one after the other.
-
-    Attributes:
-        median: over the pairs.
-        low: lower end of its 95 % interval, from the order of the ratios.
-        high: upper end.
-    """
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def ratio_of(times: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """The `Ratio` of paired times."""
-    ratios = np.sort(np.asarray(times) / np.asarray(reference))
-    # The number of ratios below the true median is binomial; normal approximation of its quantiles.
-    reach = 0.98 * np.sqrt(len(ratios))
-    low = max(0, int(np.floor(len(ratios) / 2 - reach)))
-    high = min(len(ratios) - 1, int(np.ceil(len(ratios) / 2 + reach)) - 1)
-    return Ratio(float(np.median(ratios)), float(ratios[low]), float(ratios[max(low, high)]))
-
-
-def interleaved(runs: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of every run in every round; each round runs all, from another one on."""
-    for run in runs:
-        run()
-    seconds: list[list[float]] = [[] for _ in runs]
-    for start in range(rounds):
-        for k in range(len(runs)):
-            which = (start + k) % len(runs)
-            begin = time.perf_counter()
-            runs[which]()
-            seconds[which].append(time.perf_counter() - begin)
-    return seconds
-
-
-def waiting(function: Callable[[jax.Array], Any], z: jax.Array) -> Callable[[], Any]:
-    """A run of the function that returns when its result is there."""
-    return lambda: jax.block_until_ready(function(z))
 
 
 def loss_and_gradient(form: Any, mesh: Mesh | None = None) -> Any:
@@ -164,13 +116,13 @@ def peer_run(name: str, z: np.ndarray) -> Callable[[], Any]:
     return run
 
 
-def bench_loss(options: argparse.Namespace) -> dict[str, Any]:
-    """Prints the tables of ``loss`` and returns them."""
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints the tables and returns them."""
     devices = jax.devices()[: options.devices]
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     found: dict[str, Any] = {"machine": machine(len(devices))}
     print(f"NT-Xent and its gradient, float32, {options.features} features")
-    print("  ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    print_machine(found["machine"])
     found["memory"] = memory_table(options, mesh)
     found["peak"] = peak_table(options)
     found["time"] = time_table(options, found["peak"])
@@ -179,21 +131,8 @@ def bench_loss(options: argparse.Namespace) -> dict[str, Any]:
         found["run"] = real_run(options.run, options.features)
     if not peers():
         print("\nlightly, pytorch-metric-learning: not installed (tests/peers/requirements.txt)")
-    found["load after"] = os.getloadavg()[0]
-    print(f"\nload after: {found['load after']:.1f}; a ratio taken under a load is not worth much")
+    found["load after"] = load_after()
     return found
-
-
-def machine(devices: int) -> dict[str, Any]:
-    """What a figure must be read with."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "platform": jax.default_backend(),
-        "cores": os.cpu_count(),
-        "devices": devices,
-        "load": round(os.getloadavg()[0], 2),
-    }
 
 
 def memory_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]]:
@@ -239,60 +178,17 @@ def peak_table(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def peak_mib(form: str, views: int, options: argparse.Namespace) -> float:
     """A line's entry in `peak_table`; infinite if it takes more than ``--peer_gib``."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    arguments = (send, form, views, options.features, options.peer_gib)
-    child = context.Process(target=measure_peak, args=arguments)
-    child.start()
-    send.close()
-    try:
-        grown: float = receive.recv()
-    except EOFError:  # it ended without an answer: out of memory
-        grown = math.inf
-    child.join()
-    return grown
+    return memory.peak_mib(prepared, (form, views, options.features), options.peer_gib)
 
 
-def measure_peak(answer: Any, form: str, views: int, features: int, gib: float) -> None:
-    """Runs a form once in this process and sends by how many MiB the process grew."""
+def prepared(form: str, views: int, features: int) -> Callable[[], Any]:
+    """A run of a form or of a peer, all ready but for the loss itself."""
     if form in PEERS:
         # The first call loads libraries and starts threads: that is not the loss.
         peer_run(form, random_views(16, features))()
-        run = peer_run(form, random_views(views, features))
-    else:
-        z = jnp.asarray(random_views(views, features))
-        compiled = loss_and_gradient(form).lower(z).compile()
-        run = waiting(compiled, z)
-    before = resident_mib("now")
-    limit_memory(before / 1024 + gib)
-    try:
-        run()
-    except (MemoryError, RuntimeError):  # what torch and JAX raise when there is no more
-        answer.send(math.inf)
-        return
-    answer.send(resident_mib("peak") - before)
-
-
-def limit_memory(gib: float) -> None:
-    """Lets this process allocate so much in all, where the system can be told."""
-    import resource
-
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), resource.RLIM_INFINITY))
-
-
-def resident_mib(when: Literal["now", "peak"]) -> float:
-    """The resident size of this process, now or the largest so far, in MiB."""
-    try:
-        # Not ru_maxrss: a new process inherits that of the one that started it.
-        with open("/proc/self/status", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["VmHWM" if when == "peak" else "VmRSS"].split()[0]) / 1024
-    except FileNotFoundError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (MIB if sys.platform == "darwin" else 1024)
+        return peer_run(form, random_views(views, features))
+    z = jnp.asarray(random_views(views, features))
+    return waiting(loss_and_gradient(form).lower(z).compile(), z)
 
 
 def random_views(views: int, features: int) -> np.ndarray:
@@ -377,82 +273,8 @@ def real_run(views: int, features: int) -> dict[str, Any]:
     return {"views": views, "seconds": seconds, "loss": float(value), "peak MiB": growth}
 
 
-def bench_cache(options: argparse.Namespace) -> dict[str, Any]:
-    """Prints the table of ``cache`` and returns it."""
-    pieces, views = options.micro_batches, 2 * options.images
-    found: dict[str, Any] = {"machine": machine(1)}
-    print(
-        f"ResNet-18 of width {options.width}, {views:,} views of 32 x 32 pixels, float32: NT-Xent's "
-        f"gradient in {pieces} micro-batches, as shares of one shot"
-    )
-    print("  ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    columns = ["one shot MiB", "micro MiB", "share", "one shot ms", "time", "gradient off by"]
-    print(row_of_text("BN", columns))
-    for name, groups in (("groups", pieces), ("global", 1)):
-        steps = [cached_gradient(options, groups, count) for count in (1, pieces)]
-        memory = [step.memory_analysis().temp_size_in_bytes / MIB for step, _ in steps]
-        one, micro = (jax.tree.leaves(step(*inputs)) for step, inputs in steps)
-        error = math.sqrt(
-            sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(one, micro, strict=True))
-        )
-        error /= math.sqrt(sum(float(jnp.sum(a**2)) for a in one))
-        runs = [lambda s=step, i=inputs: jax.block_until_ready(s(*i)) for step, inputs in steps]
-        seconds = interleaved(runs, options.rounds)
-        ratio = ratio_of(seconds[1], seconds[0])
-        milliseconds = 1000 * float(np.median(seconds[0]))
-        found[name] = {
-            "one shot MiB": memory[0],
-            "micro-batches MiB": memory[1],
-            "one shot ms": milliseconds,
-            "time": dataclasses.asdict(ratio),
-            "gradient off by": error,
-        }
-        cells = [*(f"{m:,.1f}" for m in memory), f"1/{memory[0] / memory[1]:.1f}"]
-        print(row_of_text(name, [*cells, f"{milliseconds:,.0f}", str(ratio), f"{error:.1e}"]))
-    found["load after"] = os.getloadavg()[0]
-    print(f"\nload after: {found['load after']:.1f}; a ratio taken under a load is not worth much")
-    return found
-
-
-def cached_gradient(options: argparse.Namespace, groups: int, pieces: int) -> tuple[Any, Any]:
-    """The compiled gradient through a network in that many micro-batches, and what it takes."""
-    config = models.BackboneConfig("resnet18", options.width, "cifar", bn_groups=groups)
-    model = models.build(config, {"z": models.HeadSpec((options.features,), init_std=None)})
-    variables = model.init(jax.random.key(0), (32, 32, 3))
-    network = dataclasses.replace(model, pieces=pieces)
-
-    def loss(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-        (_, heads), _ = network.apply(params, stats, images, True)
-        return losses.nt_xent(heads["z"][-1].reshape(-1, 2, options.features))
-
-    images = jax.random.uniform(jax.random.key(1), (2 * options.images, 32, 32, 3))
-    inputs = variables["params"], variables["batch_stats"], images
-    return jax.jit(jax.grad(loss)).lower(*inputs).compile(), inputs
-
-
-def row_of_text(head: Any, cells: Sequence[str]) -> str:
-    """One line of a table."""
-    head = f"{head:,}" if isinstance(head, int) else head
-    return f"{head:>10s}" + "".join(f"{cell:>20s}" for cell in cells)
-
-
-def numbers(text: str) -> list[int]:
-    """``1024,4096`` as a list."""
-    return [int(part.replace("_", "")) for part in text.split(",") if part]
-
-
-BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "cache": bench_cache,
-    "loss": bench_loss,
-}
-
-
-def flags() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxcl.bench", description="Memory and time, measured on this machine."
-    )
-    parser.add_argument("bench", choices=sorted(BENCHES))
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of this bench."""
     parser.add_argument("--views", type=numbers, default=[256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument(
         "--memory_views",
@@ -467,22 +289,3 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer_gib", type=float, default=4, help="what a run of the peak table may take"
     )
-    parser.add_argument("--images", type=int, default=128, help="of cache's batch, two views each")
-    parser.add_argument("--micro_batches", type=int, default=16, help="of cache")
-    parser.add_argument("--width", type=float, default=0.25, help="of cache's network")
-    parser.add_argument("--json", default="", help="where to write the tables")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Flags, then the bench."""
-    options = flags().parse_args(arguments)
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    found = BENCHES[options.bench](options)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()

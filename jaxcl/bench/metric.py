@@ -1,4 +1,4 @@
-"""Metric learning side by side with pytorch-metric-learning, on the machine at hand: ``python -m jaxcl.bench_metric``.
+"""Metric learning, ``python -m jaxcl.bench metric``: losses side by side with pytorch-metric-learning.
 
 For losses that are the same function in both (`tests/peers` compares their values and gradients): what a process grows by when loss
 and gradient are really run once, in a process of its own, and the time, as the ratio of runs taken one after the other. The batch
@@ -10,18 +10,24 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import json
 import math
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl import bench, losses
+from jaxcl import losses
+from jaxcl.bench import memory
+from jaxcl.bench.timing import (
+    interleaved,
+    load_after,
+    machine,
+    numbers,
+    print_machine,
+    ratio_of,
+)
 
 PER_CLASS = 4
 PEER = "pytorch_metric_learning"
@@ -89,36 +95,35 @@ def has_peer() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", PEER))
 
 
+def maker(side: str) -> Callable[[str, int, int], Callable[[], Any]]:
+    """What makes the runs of a side."""
+    return our_run if side == "jaxcl" else peer_run
+
+
 def peak_mib(side: str, name: str, rows: int, options: argparse.Namespace) -> float:
-    """By how many MiB a new process grows in one run; infinite if it takes more than ``--gib``."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    arguments = (send, side, name, rows, options.features, options.gib)
-    child = context.Process(target=measure, args=arguments)
-    child.start()
-    send.close()
-    try:
-        grown: float = receive.recv()
-    except EOFError:  # it ended without an answer: out of memory
-        grown = math.inf
-    child.join()
-    return grown
+    """A line's peak; infinite if it takes more than ``--gib``."""
+    return memory.peak_mib(prepared, (side, name, rows, options.features), options.gib)
 
 
-def measure(answer: Any, side: str, name: str, rows: int, features: int, gib: float) -> None:
-    """Runs a loss once in this process, and sends by how many MiB the process grew."""
-    make = our_run if side == "jaxcl" else peer_run
+def prepared(side: str, name: str, rows: int, features: int) -> Callable[[], Any]:
+    """A run of a loss, all ready but for the loss itself."""
     # The first call loads libraries and starts threads: that is not the loss.
-    make(name, 16, features)()
-    run = make(name, rows, features)
-    before = bench.resident_mib("now")
-    bench.limit_memory(before / 1024 + gib)
-    try:
-        run()
-    except (MemoryError, RuntimeError):  # what torch and JAX raise when there is no more
-        answer.send(math.inf)
-        return
-    answer.send(bench.resident_mib("peak") - before)
+    maker(side)(name, 16, features)()
+    return maker(side)(name, rows, features)
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints the table and returns it."""
+    for name in options.losses:
+        if name not in OURS:
+            raise SystemExit(f"--losses={name}: expected some of {'; '.join(OURS)}")
+    found: dict[str, Any] = {"machine": machine(1)}
+    print_machine(found["machine"])
+    found["table"] = table(options)
+    if not has_peer():
+        print("\npytorch-metric-learning: not installed (tests/peers/requirements.txt)")
+    found["load after"] = load_after()
+    return found
 
 
 def table(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -137,16 +142,15 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
             }
             # What did not fit does not fit when it is larger.
             fits = {side: peak < math.inf for side, peak in peaks.items()}
-            makers = {"jaxcl": our_run, PEER: peer_run}
             timed = [side for side in sides if fits[side]]
-            runs = [makers[side](name, rows, options.features) for side in timed]
-            seconds = dict(zip(timed, bench.interleaved(runs, options.rounds), strict=True))
+            runs = [maker(side)(name, rows, options.features) for side in timed]
+            seconds = dict(zip(timed, interleaved(runs, options.rounds), strict=True))
             line: dict[str, Any] = {"loss": name, "rows": rows}
             line |= {f"{side} MiB": peak for side, peak in peaks.items()}
             line |= {f"{side} ms": 1000 * float(np.median(s)) for side, s in seconds.items()}
             ratio = ""
             if len(seconds) == 2:
-                ratio = str(bench.ratio_of(seconds["jaxcl"], seconds[PEER]))
+                ratio = str(ratio_of(seconds["jaxcl"], seconds[PEER]))
             lines.append(line | {"ratio": ratio})
             cells = [
                 shown(line.get(f"{side} {unit}"), options.gib if unit == "MiB" else 0)
@@ -168,39 +172,12 @@ def shown(value: float | None, limit_gib: float) -> str:
     return f"> {limit_gib * 1024:,.0f}" if value == math.inf else f"{value:,.1f}"
 
 
-def flags() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxcl.bench_metric",
-        description="Losses of metric learning beside pytorch-metric-learning.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of this bench."""
     parser.add_argument(
         "--losses", type=lambda text: text.split(";"), default=list(OURS), help="separated by ;"
     )
-    parser.add_argument("--rows", type=bench.numbers, default=[256, 1024, 4096])
+    parser.add_argument("--rows", type=numbers, default=[256, 1024, 4096])
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of runs for every ratio")
     parser.add_argument("--gib", type=float, default=4, help="what a run may take")
-    parser.add_argument("--json", default="", help="where to write the table")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Flags, then the table."""
-    options = flags().parse_args(arguments)
-    for name in options.losses:
-        if name not in OURS:
-            raise SystemExit(f"--losses={name}: expected some of {'; '.join(OURS)}")
-    machine = bench.machine(1)
-    print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    found = {"machine": machine, "table": table(options), "load after": os.getloadavg()[0]}
-    if not has_peer():
-        print("\npytorch-metric-learning: not installed (tests/peers/requirements.txt)")
-    print(f"\nload after: {found['load after']:.1f}; a ratio taken under a load is not worth much")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()
