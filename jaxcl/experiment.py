@@ -70,6 +70,7 @@ def build(
     """
     check(config, mesh)
     method = config.build_method()
+    check_columns(config, method)
     model = models.build(config.model, method.heads)
     height, width, channels = method.views.output_shape(source_shape)
     image_shape = (height, width, channels)
@@ -113,6 +114,26 @@ def check(config: Config, mesh: Mesh) -> None:
     """
     mesh_lib.check_batch_size(mesh, config.batch_size)
     config.check_micro_batch(mesh.size)
+
+
+def check_columns(config: Config, method: Method) -> None:
+    """Refuses a table of pairs or triples that the method does not read, and a method that reads one without a table.
+
+    Raises:
+      ValueError: says what to choose.
+    """
+    table, columns = config.data.pairs.get("train", ""), method_columns(method)
+    name = config.method.get("name")
+    if table and not columns:
+        raise ValueError(
+            f"data.pairs['train']={table!r}: the method {name!r} reads no pairs or triples, and would train on their images alone;"
+            " take the table out, or use the method 'similarity' with method.target='pairs' or 'triples'"
+        )
+    if columns and not table:
+        raise ValueError(
+            f"the method {name!r} reads a column {' and '.join(map(repr, columns))} of each batch, and data.pairs['train'] names no"
+            " table of them"
+        )
 
 
 def in_sight_of(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -55,7 +55,8 @@ def load(
       {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}}; {} if nothing is configured.
 
     Raises:
-      ValueError: there is no such file, it is damaged, or its arrays are not those of the backbone, by name.
+      ValueError: there is no such file, it is damaged, or its arrays are not those of the backbone, by name; or a setting for
+        the other kind of place.
       CheckpointError: there is no such checkpoint, it is damaged, or of another network, by name.
     """
     if not config.path:
@@ -64,8 +65,17 @@ def load(
     wanted = {kind: part["backbone"] for kind, part in parts.items() if "backbone" in part}
     path = epath.Path(config.path)
     if path.suffix in imported.SUFFIXES or path.is_file():
+        if config.step >= 0:
+            raise ValueError(
+                f"init.step={config.step} does nothing with init.path={config.path!r}: a file holds one network; leave it at -1"
+            )
         found = _from_file(config, backbone, wanted, say)
     else:
+        if config.prefix:
+            raise ValueError(
+                f"init.prefix={config.prefix!r} does nothing with init.path={config.path!r}: it is about the names in a"
+                " file, and a workdir has jaxcl's own; leave it empty"
+            )
         found = _from_workdir(config, backbone, wanted, say)
     return {kind: {"backbone": tree} for kind, tree in found.items()}
 

@@ -21,7 +21,7 @@ from jaxcl import checkpoint, data, evaluators, experiment, metrics, optim, pret
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
-from jaxcl.methods.base import trivial_loss
+from jaxcl.methods.base import similarity_by_depth, trivial_loss
 from jaxcl.report.run import run_report
 from jaxcl.state import TrainState
 
@@ -127,6 +127,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             model,
             mesh,
             config.evaluation.image_size or built.image_shape[0],
+            similarity_by_depth(method),
         )
     logger = metrics.Logger(
         root,
@@ -307,18 +308,18 @@ class Profile:
     """
 
     def __init__(self, span: tuple[int, ...], root: epath.Path) -> None:
-        self.first, self.last = span or (math.inf, -math.inf)
+        self.span = range(span[0], span[1] + 1) if span else range(0)
         self.folder = str(root / "profile")
         self.active = False
 
     def __call__(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls the function as the given step."""
-        if self.first <= step <= self.last and not self.active:
+        if step in self.span and not self.active:
             jax.profiler.start_trace(self.folder)
             self.active = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = function(*arguments)
-        if self.active and step >= self.last:
+        if self.active and step + 1 not in self.span:
             jax.block_until_ready(result)
             self.close()
         return result

@@ -1,12 +1,15 @@
 """Every test process has eight virtual CPU devices; they must be set before JAX starts.
 
-Programs are many and small here, so that compiling them takes longer than running them: LLVM optimises nothing. What runs with
-all optimisations is the main job of `.ci/run`.
+Programs are many and small here, so that compiling them takes longer than running them: LLVM optimises nothing, unless XLA_FLAGS
+asks for it (as `.ci/run` does for the slow tests, and for the main job).
 """
 
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    )
 
 import jax
 import pytest

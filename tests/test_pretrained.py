@@ -186,6 +186,19 @@ def test_a_file_that_is_no_workdir_and_no_weights_is_refused(tmp_path):
         pretrained.load(config.init, config.model, built_of(config).state, print)
 
 
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ({"path": "a.npz", "step": 3}, r"init\.step=3 does nothing with init\.path='.*a\.npz'"),
+        ({"path": "run", "prefix": "module."}, r"init\.prefix='module\.' does nothing with"),
+    ],
+)
+def test_settings_of_the_other_kind_of_place_are_refused(init, message):
+    config = config_of(**{f"init.{name}": value for name, value in init.items()})
+    with pytest.raises(ValueError, match=message):
+        pretrained.load(config.init, config.model, built_of(config).state, print)
+
+
 def test_nothing_is_configured():
     config = config_of()
     assert pretrained.load(config.init, config.model, built_of(config).state, print) == {}

@@ -251,3 +251,23 @@ def test_a_run_stopped_by_a_bad_image_goes_on_without_it(cache, tmp_path, digits
     assert rows(tmp_path)[-1] == rows(whole)[-1]
     assert rows(whole)[-1]["images_skipped"] == STEPS
     assert leaves(tmp_path) == leaves(whole)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(cache, tmp_path):
+    evaluated = {
+        "evaluation.every": 2,
+        "evaluation.gallery": "train",
+        "evaluation.validation": "val",
+        "evaluation.levels": ("category",),
+        "evaluation.ks": (1,),
+        "evaluation.image_size": 8,
+    }
+    config = config_lib.from_dict(tiny(cache, **evaluated))
+    train.train(config, str(tmp_path))
+    scores = {row["step"]: row["knn"] for row in rows(tmp_path) if "knn" in row}
+    assert sorted(scores) == [2, 4, 6]
+    (best,) = (int(p.name) for p in (tmp_path / "best").iterdir())
+    assert scores[best] == max(scores.values())
+    assert best == min(step for step, score in scores.items() if score == scores[best])
+    manifest = checkpoint.read_manifest(tmp_path / "best")
+    assert manifest.metrics == {"knn": scores[best]}

@@ -10,23 +10,29 @@ It ends with status 1 if something is missing or differs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from jaxcl.data.base import BadExample, Source
 from jaxcl.data.config import DataConfig
 from jaxcl.data.folder import UNREADABLE
 from jaxcl.data.published import LAYOUTS
+from jaxcl.data.relabel import Relabelled
 from jaxcl.data.sources import load
 from jaxcl.data.split_file import class_names
 from jaxcl.data.splits import data_config
+from jaxcl.data.subset import Subset
 
 SHOWN = 5
 """Names of missing or bad files that are shown."""
 
 
 def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
-    """Looks through all splits of a data set.
+    """Looks through all splits of a data set, whole: what `holdout` and `split_file` divide is not divided here.
 
     Args:
       config: the data.
@@ -35,12 +41,18 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
     Returns:
       lines that say what was found, and in how many points something is missing or differs.
     """
+    config = dataclasses.replace(config, holdout=0.0, split_file="")
     published: Mapping[str, Mapping[str, int]] = {}
-    if config.name in LAYOUTS and not config.classes_file:
-        published = LAYOUTS[config.name].counts(config.dataset)
+    splits = sorted(config.splits) or ["train"]
+    if config.name in LAYOUTS:
+        config = dataclasses.replace(config, splits={})
+        counts = LAYOUTS[config.name].counts(config.dataset)
+        splits = list(counts)
+        if not config.classes_file:
+            published = counts
     lines: list[str] = []
     problems = 0
-    for split in published or sorted(config.splits) or ["train"]:
+    for split in splits:
         try:
             source = load(config, split)
         except ValueError as error:
@@ -69,9 +81,25 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
 
 
 def missing(source: Source) -> list[str]:
-    """The files that are listed and are not there."""
-    sizes = getattr(source, "sizes", ())
-    return [source.name(i) for i, size in enumerate(sizes) if size == UNREADABLE]
+    """The files that are listed and are not there; of sources that have no files, none."""
+    sizes = file_sizes(source)
+    return (
+        [] if sizes is None else [source.name(int(i)) for i in (sizes == UNREADABLE).nonzero()[0]]
+    )
+
+
+def file_sizes(source: Source) -> npt.NDArray[np.int64] | None:
+    """The bytes i64[N] of each example's file, `UNREADABLE` for those that are missing; None of a source without files.
+
+    What other sources are made of is looked through: a part of a source, and one with other labels.
+    """
+    if isinstance(source, Relabelled):
+        return file_sizes(source.source)
+    if isinstance(source, Subset):
+        sizes = file_sizes(source.source)
+        return None if sizes is None else sizes[source.rows]
+    sizes = getattr(source, "sizes", None)
+    return None if sizes is None else np.asarray(sizes, np.int64)
 
 
 def bad(source: Source) -> list[str]:

@@ -22,7 +22,7 @@ Encode = Callable[[Any, jax.Array], jax.Array]
 """(variables, images f[N,h,w,C] in [0,1]) -> features f[N,F]."""
 
 Batches = Iterable[Mapping[str, np.ndarray]]
-"""Dicts with "image" u8 or float [b,h,w,C], "label" i32[b,L] and, when padded, "mask" bool[b]."""
+"""Dicts with "image" u8 or float [b,h,w,C], "label" i32[b,L], when padded "mask" bool[b], and maybe "index" i32[b]."""
 
 Extractor = Callable[[Any, Batches], "Features"]
 """(variables, batches) -> features of all the examples of the batches, in their order."""
@@ -43,10 +43,13 @@ class Features:
     Attributes:
         h: f32[N, F], one row an example.
         labels: i32[N, L], coarse -> fine; -1 where an example has no label at a level.
+        index: i64[N], which example of its source each row is: those that cannot be read have none.
+            None where that is not known.
     """
 
     h: np.ndarray
     labels: np.ndarray
+    index: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.h.ndim != 2 or self.labels.ndim != 2 or len(self.h) != len(self.labels):
@@ -56,6 +59,10 @@ class Features:
             )
         if not np.issubdtype(self.labels.dtype, np.integer):
             raise ValueError(f"Features: labels must be integers, got {self.labels.dtype}")
+        if self.index is not None and self.index.shape != (len(self.h),):
+            raise ValueError(
+                f"Features: expected index[{len(self.h)}], got index{list(self.index.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.h)
@@ -67,10 +74,11 @@ class Features:
 
     def take(self, rows: np.ndarray) -> Features:
         """The given rows (indices, or a bool mask), in that order."""
-        return Features(self.h[rows], self.labels[rows])
+        index = None if self.index is None else self.index[rows]
+        return Features(self.h[rows], self.labels[rows], index)
 
     def join(self, other: Features) -> Features:
-        """These rows, then those of `other`."""
+        """These rows, then those of `other`, which may be of another source: the rows have no index then."""
         return Features(
             np.concatenate([self.h, other.h]), np.concatenate([self.labels, other.labels])
         )
@@ -197,7 +205,8 @@ def make_extractor(
 
     Returns:
         extract(variables, batches) -> Features. Batches may be padded, with "mask" false on the
-        padding, or end with a smaller one: the features hold each real example once, in order.
+        padding, or end with a smaller one: the features hold each real example once, in order, and
+        its "index" if the batches have that.
         It raises ValueError when the batches hold no example or the images are neither uint8 nor
         floating point.
     """
@@ -217,6 +226,7 @@ def make_extractor(
         computed: list[tuple[jax.Array, np.ndarray]] = []  # at most two batches, on devices
         h: list[np.ndarray] = []
         labels: list[np.ndarray] = []
+        index: list[np.ndarray] = []
         size = 0
         for batch in batches:
             images = np.asarray(batch["image"])
@@ -227,12 +237,17 @@ def make_extractor(
             padded[: len(images)] = images
             computed.append((compiled(variables, _place(padded, sharding)), np.flatnonzero(mask)))
             labels.append(np.asarray(batch["label"], np.int32)[mask])
+            if "index" in batch:
+                index.append(np.asarray(batch["index"], np.int64)[mask])
             if len(computed) > 1:  # one batch is computed while the next one is read
                 h.append(_fetch(*computed.pop(0)))
         if not sum(map(len, labels)):
             raise ValueError("no examples to take features of: the batches are empty")
         h.append(_fetch(*computed.pop()))
-        return Features(np.concatenate(h), np.concatenate(labels))
+        known = len(index) == len(labels)
+        return Features(
+            np.concatenate(h), np.concatenate(labels), np.concatenate(index) if known else None
+        )
 
     return extract
 

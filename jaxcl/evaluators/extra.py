@@ -84,6 +84,8 @@ class Subject:
       seed: of draws.
       say: gets a line for what is left out.
       pairs: what a table says of the test images, for "similarity".
+      by_depth: the similarity of images that agree at 0, 1, ..., L levels, for "similarity"; () for
+        the share of levels.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Subject:
     seed: int = 0
     say: Callable[[str], None] = print
     pairs: PairTable | None = None
+    by_depth: Sequence[float] = ()
 
     def rows(self, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
         """Runs the named evaluators.
@@ -211,7 +214,7 @@ def _similarity(subject: Subject) -> Found:
         )
     if subject.test.levels:
         try:
-            found = tree_similarity(subject.test, seed=subject.seed)
+            found = tree_similarity(subject.test, seed=subject.seed, by_depth=subject.by_depth)
         except NothingToScore as error:
             subject.say(f"{subject.name}: similarity is left out: {error}")
         else:
@@ -224,8 +227,17 @@ def _similarity(subject: Subject) -> Found:
                     )
             yield ALL, found, rows
     if subject.pairs:
-        found = table_similarity(subject.test, subject.pairs, seed=subject.seed)
         level = f"{subject.pairs.kind}s"
+        try:
+            found = table_similarity(subject.test, subject.pairs, seed=subject.seed)
+        except NothingToScore as error:
+            subject.say(f"{subject.name}: left out: {error}")
+            return
+        if found.missing:
+            subject.say(
+                f"{subject.name}: similarity: {found.missing} of the {len(subject.pairs)} {level} of the table are left"
+                " out: they name images that cannot be read"
+            )
         rows = _similarity_rows(subject, found, level)
         settings = {"metric": found.metric, "pairs": found.pairs}
         rows.append(subject.row("similarity/auc", level, found.auc[0], found.examples, **settings))

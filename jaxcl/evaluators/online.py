@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Online:
       model: the network; its heads are not used.
       mesh: devices over which the images are split.
       size: side of the images that the encoder is given; None is that of the data.
+      by_depth: how similar images of a common ancestor at each depth are; see `Subject`.
 
     Attributes:
       config: as given.
@@ -65,9 +66,11 @@ class Online:
         model: Model,
         mesh: Mesh,
         size: int | None = None,
+        by_depth: Sequence[float] = (),
     ) -> None:
         self.config = config
         self._data_config = data_config
+        self._by_depth = tuple(by_depth)
         self._sources: dict[str, Source] = {}
         self.image_size = size or data.image_shape(self.source(config.gallery), data_config)[0]
         self._view = EvalView(self.image_size)
@@ -198,6 +201,7 @@ class Online:
             config.factors,
             say=_log.warning,
             pairs=data.load_pairs(self._data_config, test_split, self.source(test_split)),
+            by_depth=self._by_depth,
         )
 
     def _searched(self, variables: Any | None, test_split: str) -> Features | None:

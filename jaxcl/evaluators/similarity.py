@@ -1,7 +1,7 @@
 """Similarity: do the similarities of features follow those that are known of the images?
 
-Known are the depth of the common ancestor in a label tree, or what a table says of pairs or triples (`jaxcl.data.pairs`). Of pairs
-of images:
+Known are the depth of the common ancestor in a label tree, as `losses.similarity.target_similarity` counts it for the training
+too, or what a table says of pairs or triples (`jaxcl.data.pairs`). Of pairs of images:
 
     spearman, pearson   correlation, of ranks and of values, of similarity of features and known one
                         (most pairs of a tree have one depth, 0: the best possible is then below 1)
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,10 +30,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxcl.data import PairTable
-from jaxcl.evaluators.base import Features
+from jaxcl.evaluators.base import Features, NothingToScore
 from jaxcl.evaluators.hierarchy import _path_numbers, hierarchy
 from jaxcl.evaluators.knn import prepare
 from jaxcl.evaluators.retrieval import rows_at_once, similarities
+from jaxcl.losses.similarity import depth_similarities, target_similarity
 
 Floats = npt.NDArray[np.floating]
 
@@ -64,6 +66,7 @@ class SimilarityResult:
         examples: images among which the pairs are.
         unlabelled: images left out, having no label at the coarsest level.
         metric: the similarity of features.
+        missing: rows of the table left out, having an image that cannot be read.
     """
 
     spearman: float
@@ -77,6 +80,7 @@ class SimilarityResult:
     examples: int
     unlabelled: int
     metric: str
+    missing: int = 0
 
     def scalars(self, prefix: str = "similarity/") -> dict[str, float]:
         """{prefix + "spearman"|"pearson"|"triplet_accuracy"|"ndcg"|"ndcg@<k>": value}, for a log or a table."""
@@ -96,6 +100,7 @@ def tree_similarity(
     limit: int = PAIRS,
     queries: int = QUERIES,
     seed: int = 0,
+    by_depth: Sequence[float] = (),
 ) -> SimilarityResult:
     """Scores features against their label tree.
 
@@ -109,20 +114,29 @@ def tree_similarity(
         limit: most pairs.
         queries: most lists.
         seed: of what is drawn.
+        by_depth: the similarity of pairs that agree at 0, 1, ..., L levels; () for the share of
+            levels. The AUC is about levels whatever it is.
 
     Raises:
-        NothingToScore: all pairs have the same depth.
-        ValueError: metric without an inner product, a number < 1, values that are not finite.
+        NothingToScore: all pairs are equally similar.
+        ValueError: metric without an inner product, a number < 1, values that are not finite, or
+            `by_depth` as in `losses.similarity.depth_similarities`.
     """
     if limit < 2:
         raise ValueError(f"limit={limit}: expected 2 pairs or more")
     if any(k < 1 for k in ks):
         raise ValueError(f"ks={tuple(ks)}: expected numbers >= 1")
-    # The order of any two others by depth, for each query: what the hierarchy's violations are about.
-    order = hierarchy(features, ks=(1,), metric=metric, limit=queries, seed=seed)
+    if not features.levels:
+        raise NothingToScore("similarity: the examples have no labels")
+    steps = depth_similarities(features.levels, by_depth)
     rows = np.flatnonzero(features.labels[:, 0] >= 0)
     labels, count = features.labels[rows], len(rows)
     paths = np.stack([_path_numbers(labels, level) for level in range(labels.shape[1])], 1)
+    # The order of any two others, for each query, is what the hierarchy's violations are about; only
+    # levels at which the similarity rises make a difference.
+    rises = [b > a for a, b in itertools.pairwise(steps)]
+    ordered = Features(features.h[rows], paths[:, rises])
+    order = hierarchy(ordered, ks=(1,), metric=metric, limit=queries, seed=seed)
     x, _ = prepare(features.h[rows], features.h[:0], metric)
 
     rng = np.random.default_rng(seed)
@@ -130,6 +144,7 @@ def tree_similarity(
     whole = known <= limit
     a, b = np.triu_indices(count, 1) if whole else _drawn_pairs(count, limit, rng)
     depth = (paths[a] == paths[b]).sum(1)
+    target = np.asarray(steps)[depth]
     scores = _pair_scores(x, a, b)
     auc = []
     for level in range(paths.shape[1]):
@@ -143,12 +158,12 @@ def tree_similarity(
     if count > queries:
         asked = np.sort(rng.choice(count, queries, replace=False))
     used = (0, *sorted({int(k) for k in ks if k < count}))
-    found = _tree_ndcg(x, paths, asked, used)
+    found = _tree_ndcg(x, paths, asked, used, steps)
     with np.errstate(invalid="ignore"):
         ndcg = np.nansum(found, 0, dtype=np.float64) / (~np.isnan(found)).sum(0)
     return SimilarityResult(
-        spearman=spearman(scores, depth),
-        pearson=pearson(scores, depth),
+        spearman=spearman(scores, target),
+        pearson=pearson(scores, target),
         auc=tuple(auc),
         triplet_accuracy=1 - order.violation,
         ndcg=dict(zip(used, ndcg.tolist(), strict=True)),
@@ -171,24 +186,25 @@ def table_similarity(
     """Scores features against a table of pairs or triples.
 
     The list of an image are all the images that it is paired with, in either column. For NDCG, similarities count from the
-    lowest of the table.
+    lowest of the table. Rows of the table with an image that could not be read, and so has no features, are left out and counted.
 
     Args:
-        features: of the images that the table numbers; labels are not used.
+        features: of the images that the table numbers, by their `index`, or of all of them in order
+            if they have none; labels are not used.
         table: pairs or triples.
         ks: depths of NDCG beside the whole list; a shorter list is taken whole.
         metric: "cosine", "centred_cosine" or "euclidean" (minus the squared distance).
         seed: of the items that are drawn of very long lists.
 
     Raises:
-        ValueError: the table is of more images, unknown metric, a number < 1, values that are not finite.
+        NothingToScore: no row of the table is of images that have features.
+        ValueError: the table is of other images, unknown metric, a number < 1, values that are not finite.
     """
     if any(k < 1 for k in ks):
         raise ValueError(f"ks={tuple(ks)}: expected numbers >= 1")
-    if table.images != len(features):
-        raise ValueError(
-            f"the table is of {table.images} images, and there are features of {len(features)}"
-        )
+    lowest = 0.0 if table.similarity is None else float(table.similarity.min())
+    listed = len(table)
+    table = _of_features(table, features)
     x, _ = prepare(features.h, features.h[:0], metric)
     first = _pair_scores(x, table.rows[:, 0], table.rows[:, 1], metric == "euclidean")
     nan = float("nan")
@@ -198,6 +214,7 @@ def table_similarity(
         unlabelled=0,
         known=len(table),
         metric=metric,
+        missing=listed - len(table),
     )
     if table.similarity is None:
         second = _pair_scores(x, table.rows[:, 0], table.rows[:, 2], metric == "euclidean")
@@ -208,7 +225,7 @@ def table_similarity(
     auc = nan
     if len(values) == 2:
         auc = area_under_curve(first[truth == values[1]], first[truth == values[0]])
-    orders, gains = _lists(table, first, truth - values[0], (0, *sorted(set(ks))), seed)
+    orders, gains = _lists(table, first, truth - lowest, (0, *sorted(set(ks))), seed)
     return made(
         spearman=spearman(first, truth),
         pearson=pearson(first, truth),
@@ -217,6 +234,34 @@ def table_similarity(
         ndcg={k: float(np.mean(found)) if found else nan for k, found in gains.items()},
         pairs=len(table),
         lists=len(orders),
+    )
+
+
+def _of_features(table: PairTable, features: Features) -> PairTable:
+    """The rows of a table whose images all have features, with their rows of the features as numbers."""
+    index = np.arange(len(features)) if features.index is None else features.index
+    if len(features) > table.images or (features.index is None and len(features) < table.images):
+        raise ValueError(
+            f"the table is of {table.images} images, and there are features of {len(features)}"
+        )
+    if index.min() < 0 or index.max() >= table.images:
+        raise ValueError(
+            f"the table is of {table.images} images, and there are features of the images"
+            f" {index.min()} to {index.max()}"
+        )
+    place = np.full(table.images, -1, np.int64)
+    place[index] = np.arange(len(features))
+    rows = place[table.rows]
+    there = (rows >= 0).all(1)
+    if not there.any():
+        raise NothingToScore(
+            f"similarity: none of the {len(table)} {table.kind}s of the table is of images that can be read"
+        )
+    return dataclasses.replace(
+        table,
+        rows=rows[there],
+        similarity=None if table.similarity is None else table.similarity[there],
+        images=len(features),
     )
 
 
@@ -342,7 +387,11 @@ def _pairs_of_a_class(
 
 
 def _tree_ndcg(
-    x: Floats, paths: npt.NDArray[np.integer], asked: npt.NDArray[np.integer], ks: tuple[int, ...]
+    x: Floats,
+    paths: npt.NDArray[np.integer],
+    asked: npt.NDArray[np.integer],
+    ks: tuple[int, ...],
+    steps: tuple[float, ...],
 ) -> Floats:
     """NDCG f32[M, len(ks)] of all other rows for each asked one; NaN where nothing is similar."""
     items = jnp.asarray(x), jnp.asarray(paths)
@@ -351,25 +400,26 @@ def _tree_ndcg(
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         rows = np.pad(part, (0, size - len(part)), mode="edge")
-        done.append(np.asarray(_score(rows, *items, ks=ks))[: len(part)])
+        done.append(np.asarray(_score(rows, *items, ks=ks, steps=steps))[: len(part)])
     return np.concatenate(done)
 
 
-@functools.partial(jax.jit, static_argnames="ks")
+@functools.partial(jax.jit, static_argnames=("ks", "steps"))
 def _score(
-    rows: jax.Array, items: jax.Array, paths: jax.Array, *, ks: tuple[int, ...]
+    rows: jax.Array,
+    items: jax.Array,
+    paths: jax.Array,
+    *,
+    ks: tuple[int, ...],
+    steps: tuple[float, ...],
 ) -> jax.Array:
     """The numbers of `_tree_ndcg` for some rows i32[q]."""
     s = similarities(items[rows], items, euclidean=False)
-    levels = paths.shape[1]
     # A number stands for a path: who agrees at a level agrees at all the coarser ones.
-    depth = sum(
-        (paths[rows, level, None] == paths[None, :, level]).astype(s.dtype)
-        for level in range(levels)
-    )
+    similarity = target_similarity(paths[rows], paths, steps) - steps[0]
     # The query itself comes last, and is similar to nothing.
     itself = jnp.arange(len(items)) == rows[:, None]
-    s, gain = jnp.where(itself, -jnp.inf, s), jnp.where(itself, 0, depth)
+    s, gain = jnp.where(itself, -jnp.inf, s), jnp.where(itself, 0, similarity)
     _, ranked = jax.lax.sort((-s, gain), num_keys=1)
     ideal = jnp.flip(jnp.sort(gain, axis=1), axis=1)
     discount = 1 / jnp.log2(2 + jnp.arange(len(items), dtype=s.dtype))

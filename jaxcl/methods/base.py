@@ -81,6 +81,11 @@ def method_columns(method: Method) -> tuple[str, ...]:
     return getattr(method, "columns", ())
 
 
+def similarity_by_depth(method: Method) -> tuple[float, ...]:
+    """The similarity of images that agree at 0, 1, ..., L label levels, if the method sets it; () else."""
+    return getattr(method, "by_depth", ())
+
+
 def trivial_loss(method: Method, batch_size: int) -> float | None:
     """The loss of embeddings that carry nothing, if the method knows it (a collapse is then told in words)."""
     known = getattr(method, "trivial_loss", None)

@@ -79,6 +79,11 @@ class Hierarchical:
                 raise ValueError(
                     f"method.{field}={getattr(self, field)!r}: expected one of {', '.join(filter(None, choices))}"
                 )
+        if self.detach_floor and self.settings["constraint"] == "none":
+            raise ValueError(
+                f"method.detach_floor=True does nothing without a constraint, and {self.variant!r} has none: set"
+                " method.constraint, or leave it at False"
+            )
         if self.labels.names:
             self._check_labels()
             if self.probe:

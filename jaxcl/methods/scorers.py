@@ -50,6 +50,14 @@ class ScorerSpec:
             )
         if not self.p >= 1:
             raise ValueError(f"scorer.p={self.p}: expected 1 or more, or inf")
+        owners = {"p": "lp", "rank": "mahalanobis", "hidden": "mlp"}
+        for field in dataclasses.fields(self):
+            value, owner = getattr(self, field.name), owners.get(field.name, self.name)
+            if owner != self.name and value != field.default:
+                raise ValueError(
+                    f"scorer.{field.name}={value} does nothing in the scorer {self.name!r}: it is for {owner!r}; leave it at"
+                    f" {field.default}"
+                )
 
     @property
     def learned(self) -> bool:

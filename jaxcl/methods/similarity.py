@@ -31,6 +31,20 @@ LOSSES = {
     "ranking": ("softplus", "hinge", "list_net", "ndcg"),
 }
 TARGETS = ("tree", "pairs", "triples")
+_SETTINGS = {
+    "mse": (),
+    "huber": ("delta",),
+    "ordinal": ("temperature", "edges"),
+    "binary": ("temperature", "threshold"),
+    "multi_class": ("temperature", "edges"),
+    "multi_label": ("temperature", "edges"),
+    "softplus": ("temperature",),
+    "hinge": ("margin",),
+    "list_net": ("temperature", "sharpness"),
+    "ndcg": ("temperature",),
+}
+"""What each objective reads."""
+_OPTIONAL = {"balanced"}.union(*_SETTINGS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +123,23 @@ class Similarity:
             raise ValueError(
                 f"method.edges=(): {self.loss_name!r} needs the numbers that divide the similarities of a table into grades"
             )
+        self._check_used()
         if self.levels and self.target == "tree":
             similarity.depth_similarities(self.levels, self.by_depth)
+
+    def _check_used(self) -> None:
+        """Refuses settings that the objective does not read."""
+        name, used = self.loss_name, set(_SETTINGS[self.loss_name])
+        if self.mode != "ranking" and self.target == "tree":
+            used.add("balanced")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _OPTIONAL - used and value != field.default:
+                has = f"which has {', '.join(sorted(used))}" if used else "which has no settings"
+                raise ValueError(
+                    f"method.{field.name}={value} does nothing in {name!r} with target={self.target!r}, {has}; leave it at"
+                    f" {field.default}"
+                )
 
     @property
     def loss_name(self) -> str:

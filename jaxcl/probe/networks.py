@@ -17,6 +17,7 @@ from jaxcl.config import Config
 from jaxcl.data import Source
 from jaxcl.evaluators import EXTRA, Alter, Features, LayerModel, Row
 from jaxcl.evaluators.base import Batches, Extractor
+from jaxcl.methods.base import similarity_by_depth
 from jaxcl.probe.inputs import HELD_OUT, Splits
 from jaxcl.probe.options import Options
 from jaxcl.views import EvalView
@@ -189,6 +190,7 @@ class Networks:
             self.options.seed,
             self.console.print,
             data.load_pairs(self.config.data, splits.names["test"], splits.test),
+            similarity_by_depth(self.config.build_method()) if own else (),
         )
 
     def features(self, variables: PyTree | None, source: Source) -> Features:

@@ -76,7 +76,7 @@ class Spaces:
         widths = [network.width(self.variables, shape) for network in self.networks.values()]
         parts = np.split(every.h, np.cumsum(widths)[:-1], axis=1)
         return {
-            name: Features(part, every.labels)
+            name: Features(part, every.labels, every.index)
             for name, part in zip(self.networks, parts, strict=True)
         }
 

@@ -8,8 +8,10 @@ import pytest
 from corpus import encode, picture
 from scipy.io import savemat
 
-from jaxcl.data import BadExample, DataConfig, load, verify
+from jaxcl.data import BadExample, DataConfig, LabelTree, load, split_file, verify
 from jaxcl.data.published import LAYOUTS
+from jaxcl.data.relabel import relabelled
+from jaxcl.data.subset import subset
 
 
 def put(root, *files):
@@ -208,7 +210,7 @@ WRITE = {
     "flowers": (flowers, FLOWERS, {"train": 2, "val": 1, "test": 2}),
     "imagenet": (imagenet, IMAGENET, {"train": 4, "val": 1}),
     "inaturalist": (inaturalist, INATURALIST, {"train": 2, "val": 1}),
-    "inshop": (inshop, INSHOP, {"train": 3, "query": 2, "gallery": 1, "test": 3}),
+    "inshop": (inshop, INSHOP, {"train": 3, "query": 2, "gallery": 1, "test": 3, "all": 6}),
     "modelnet40": (modelnet40, MODELNET40, {"train": 3, "test": 1}),
     "sop": (sop, SOP, {"train": 3, "test": 1}),
 }
@@ -293,6 +295,36 @@ def test_a_copy_that_is_as_published(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1 points differ"):
         verify.main(["--data", f"flowers:{tmp_path}", "--decode"])
     assert "1 files are bad: 'jpg/image_00003.jpg': not an image" in capsys.readouterr().out
+
+
+def test_missing_files_are_named_whatever_is_asked_of_the_data(tmp_path):
+    """A part of the classes, other labels, and splits made of others: files are looked for beneath all of them."""
+    flowers(tmp_path)
+    config = DataConfig(name="flowers", path=str(tmp_path))
+    train = load(config, "train")
+    name = train.name(1)
+    (train.folder / name).unlink()
+    own = train.tree.names[0][train.labels[1, 0]]
+    text(tmp_path, "classes.txt", own)
+    every = train.tree.names[0]
+    text(tmp_path, "tree.json", json.dumps({flower: ["plant"] for flower in every}))
+    file = split_file.make(train, "flower", 0.5)
+    text(tmp_path, "split.json", file.to_json())
+    for settings in (
+        {"classes_file": str(tmp_path / "classes.txt")},
+        {"taxonomy": str(tmp_path / "tree.json")},
+        {"taxonomy": str(tmp_path / "tree.json"), "classes_file": str(tmp_path / "classes.txt")},
+        {"holdout": 0.9},
+        {"split_file": str(tmp_path / "split.json")},
+    ):
+        lines, problems = verify.verify(dataclasses.replace(config, **settings))
+        assert f"  1 files are missing: {name}" in lines, settings
+        assert problems
+    part = subset(load(config, "train"), [1, 0, 1])
+    assert verify.missing(part) == [name, name]
+    tree = LabelTree(("kind",), (("a",),))
+    assert verify.missing(relabelled(part, np.zeros((3, 1), np.int32), tree)) == [name, name]
+    assert verify.missing(load(DataConfig(), "test")) == []
 
 
 def test_lists_that_are_not_there_are_named(copy, tmp_path_factory, capsys):
@@ -478,7 +510,9 @@ def test_published_numbers_add_up():
     assert total("sop", both, "product") == 22_634
     assert total("inshop", ("train", "query", "gallery")) == 52_712
     assert total("inshop", both) == 52_712
-    assert total("inshop", both, "product") == 7_982
+    assert total("inshop", both, "product") == total("inshop", ["all"], "product") == 7_982
+    assert total("inshop", ["all"]) == 52_712
+    assert total("inshop", ["all"], "category") == 17
     assert total("flowers", ("train", "val", "test")) == 8_189
     assert total("inaturalist", ("train", "val")) == 579_184 + 95_986
     assert total("inaturalist", ("train", "val"), version="2019") == 268_243

@@ -58,6 +58,19 @@ def test_padding_rows_in_the_middle_are_dropped():
     got = raw_pixels([{"image": x, "label": labels, "mask": mask}])
     np.testing.assert_array_equal(got.labels, labels[mask])
     np.testing.assert_allclose(got.h, x[mask].reshape(4, -1) / np.float32(255), rtol=1e-6)
+    assert got.index is None
+
+
+def test_rows_know_which_examples_they_are():
+    x, labels = images(6)
+    mask = np.array([True, False, True, True, False, True])
+    batch = {"image": x, "label": labels, "mask": mask, "index": np.array([0, 1, 2, 3, -1, 5])}
+    got = raw_pixels([batch, {**batch, "index": np.arange(6, 12)}])
+    np.testing.assert_array_equal(got.index, [0, 2, 3, 5, 6, 8, 9, 11])
+    np.testing.assert_array_equal(got.take(got.index > 5).index, [6, 8, 9, 11])
+    assert got.join(got).index is None
+    with pytest.raises(ValueError, match=r"expected index\[8\], got index\[3\]"):
+        Features(got.h, got.labels, np.arange(3))
 
 
 def test_one_compilation_for_all_batches_and_all_variables():

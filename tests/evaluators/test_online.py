@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from PIL import Image
+from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from tiny_network import build
 
@@ -18,6 +21,7 @@ TREE = LabelTree(
     ("parity", "digit", "image"),
     (("even", "odd"), tuple("0123456789"), tuple(map(str, range(600)))),
 )
+LOAD = data.load
 ROWS = {"train": (0, 100), "val": (100, 150), "test": (150, 203), "seen": (0, 150)}
 CONFIG = EvalConfig(
     gallery="train", validation="val", test="test", test_gallery="seen", ks=(1, 5), batch_size=16
@@ -112,3 +116,48 @@ def test_data_without_labels_have_features_and_no_scores():
     assert set(made.run(trees["params"], trees["batch_stats"])) == {"effective_rank"}
     assert made.table_rows({"trained encoder": trees}) == []
     assert len(made.features(trees, "bare val")) == 50
+
+
+def test_a_table_of_pairs_is_scored_without_the_images_that_cannot_be_read(
+    tmp_path, monkeypatch, caplog
+):
+    """One damaged file costs the pairs that name it, and nothing else."""
+    monkeypatch.setattr(data, "load", LOAD)
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(5)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / name)
+    (tmp_path / names[2]).write_bytes(b"no image")
+    (tmp_path / "images.csv").write_text("path\n" + "\n".join(names) + "\n")
+    pairs = list(itertools.combinations(names, 2))
+    lines = [f"{a},{b},{rng.normal()}" for a, b in pairs]
+    (tmp_path / "pairs.csv").write_text("a,b,similarity\n" + "\n".join(lines) + "\n")
+    settings = DataConfig(
+        name="table",
+        path=str(tmp_path / "images.csv"),
+        pairs={"train": str(tmp_path / "pairs.csv")},
+        on_bad="skip",
+        image_size=8,
+        channels=1,
+        threads=1,
+    )
+    config = EvalConfig(
+        gallery="train",
+        validation="train",
+        test="train",
+        linear=False,
+        batch_size=2,
+        ks=(1,),
+        extra=("similarity",),
+    )
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    made = Online(config, settings, build(), mesh)
+    rows = made.table_rows({"pixels": None})
+    (spearman,) = [row for row in rows if row.method == "similarity/spearman"]
+    h = dict(zip((0, 1, 3, 4), made.features(None, "train").h, strict=True))
+    left = [(i, j) for i, j in itertools.combinations(range(5), 2) if 2 not in (i, j)]
+    scores = [h[i] @ h[j] / np.linalg.norm(h[i]) / np.linalg.norm(h[j]) for i, j in left]
+    truth = [float(line.split(",")[2]) for line in lines if names[2] not in line]
+    assert spearman.accuracy == pytest.approx(spearmanr(scores, truth).statistic)
+    assert spearman.settings["pairs"] == 6
+    assert "4 of the 10 pairs of the table are left out" in caplog.text

@@ -217,6 +217,75 @@ def test_what_cannot_be_scored_is_said():
         tree_similarity(features, limit=1)
 
 
+def test_the_similarity_of_each_depth_is_that_of_the_training():
+    """Codes that count as their parent, which counts for less than half: two steps, of different size."""
+    features, steps = labelled(), (0.1, 0.3, 1.0, 1.0)
+    found = tree_similarity(features, ks=(3,), by_depth=steps)
+    s, depth = known(features)
+    truth, n = np.asarray(steps)[depth.astype(int)], len(s)
+    upper = np.triu_indices(n, 1)
+    np.testing.assert_allclose(
+        found.spearman, spearmanr(s[upper], truth[upper]).statistic, rtol=1e-4
+    )
+    np.testing.assert_allclose(found.pearson, pearsonr(s[upper], truth[upper]).statistic, rtol=1e-5)
+    right, total, gains = 0.0, 0, {0: [], 3: []}
+    accuracies = []
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        right = total = 0
+        for j, k in itertools.permutations(others, 2):
+            if truth[i, j] > truth[i, k]:
+                right, total = right + (s[i, j] > s[i, k]), total + 1
+        if total:
+            accuracies.append(right / total)
+        gain = truth[i, others] - steps[0]
+        for k, values in gains.items():
+            if gain.any():
+                values.append(ndcg_score(gain[None], s[i, others][None], k=k or None))
+    np.testing.assert_allclose(found.triplet_accuracy, np.mean(accuracies), rtol=1e-4)
+    for k, values in gains.items():
+        np.testing.assert_allclose(found.ndcg[k], np.mean(values), rtol=1e-4)
+    plain = tree_similarity(features, ks=(3,))
+    assert plain.auc == found.auc
+    assert abs(plain.pearson - found.pearson) > 1e-3
+    with pytest.raises(ValueError, match=r"by_depth=\(0, 1\): the labels have 3 level"):
+        tree_similarity(features, by_depth=(0, 1))
+
+
+def test_rows_of_images_that_cannot_be_read_are_left_out():
+    """What is left is scored as if the table had no other rows, and the others are counted."""
+
+    def same(found, expected):
+        a, b = (list(result.scalars().values()) for result in (found, expected))
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+        assert np.all(np.isfinite(a))
+
+    rng = np.random.default_rng(2)
+    every = rng.normal(size=(8, 4)).astype(np.float32)
+    rows = list(itertools.combinations(range(8), 2))
+    similarity = rng.normal(size=len(rows))
+    # The lowest one stays: gains count from it.
+    similarity[0] = -9
+    table = pairs(rows, similarity)
+    index = np.array([0, 1, 2, 4, 5, 7])
+    some = Features(every[index], np.zeros((6, 0), int), index)
+    found = table_similarity(some, table)
+    kept = [n for n, row in enumerate(rows) if not {3, 6} & set(row)]
+    expected = table_similarity(
+        Features(every, np.zeros((8, 0), int)), pairs([rows[n] for n in kept], similarity[kept])
+    )
+    assert found.missing == len(rows) - len(kept)
+    assert (found.pairs, found.lists, found.examples) == (len(kept), expected.lists, 6)
+    same(found, expected)
+    in_turn = np.array([5, 7, 0, 2, 1, 4])
+    again = Features(every[in_turn], np.zeros((6, 0), int), in_turn)
+    same(table_similarity(again, table), found)
+    with pytest.raises(NothingToScore, match="none of the 1 pairs of the table"):
+        table_similarity(some, pairs([[3, 6]], [1.0]))
+    with pytest.raises(ValueError, match="there are features of the images 0 to 8"):
+        table_similarity(Features(every[:3], np.zeros((3, 0), int), np.array([0, 2, 8])), table)
+
+
 def test_rows_of_the_evaluator():
     features = labelled(7)
     rng = np.random.default_rng(7)
@@ -239,6 +308,20 @@ def test_rows_of_the_evaluator():
     assert values["similarity/auc", "pairs"] == of_table.auc[0]
     assert values["similarity/triplet_accuracy", "pairs"] == of_table.triplet_accuracy
     assert set(details) == {"pixels/similarity/all", "pixels/similarity/pairs"}
+    steps = (0.0, 0.0, 0.5, 1.0)
+    rows, _ = subject(features, by_depth=steps).rows(("similarity",))
+    values = {(r.method, r.level): r.accuracy for r in rows}
+    graded = tree_similarity(features, by_depth=steps).pearson
+    assert values["similarity/pearson", "all"] == graded != tree.pearson
+    read = np.delete(np.arange(24), int(table.rows[0, 0]))
+    some = Features(features.h[read], features.labels[read, :0], read)
+    rows, details = subject(some, pairs=table, levels=()).rows(("similarity",))
+    lost = int(np.any(table.rows == table.rows[0, 0], axis=1).sum())
+    assert rows[0].settings["pairs"] == 30 - lost
+    assert f"{lost} of the 30 pairs of the table are left out" in said[-1]
+    nothing = PairTable(np.array([[0, 1, table.rows[0, 0]]]), None, 24, "")
+    assert subject(some, pairs=nothing).rows(("similarity",)) == ([], {})
+    assert "none of the 1 triples" in said[-1]
     unlabelled = Features(features.h, features.labels[:, :0])
     triples = PairTable(np.array([[0, 1, 2]]), None, 24, "")
     rows, _ = subject(unlabelled, pairs=triples).rows(("similarity",))
@@ -254,7 +337,7 @@ def test_a_tree_takes_memory_linear_in_the_images(monkeypatch):
     shapes = []
     real = evaluator._score
     monkeypatch.setattr(
-        evaluator, "_score", lambda rows, *a, ks: shapes.append(len(rows)) or real(rows, *a, ks=ks)
+        evaluator, "_score", lambda rows, *a, **k: shapes.append(len(rows)) or real(rows, *a, **k)
     )
     monkeypatch.setattr(evaluator, "rows_at_once", lambda items: 16)
     features = labelled(8, 80)

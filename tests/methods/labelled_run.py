@@ -1,5 +1,6 @@
 """Methods that learn from labels, on networks of a few thousand multiplications and on ten digits of 8x8 pixels."""
 
+import dataclasses
 import struct
 
 import jax
@@ -12,6 +13,7 @@ from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl import optim
 from jaxcl.data import LabelTree
+from jaxcl.experiment import in_sight_of
 from jaxcl.state import make_init, make_train_step
 from jaxcl.views import Views, presets
 
@@ -84,19 +86,30 @@ def loss_of(method, params, labels, seed=0, views=VIEWS):
     return method.loss(*args)
 
 
-def run(config, devices, steps, network=tiny_network.build):
-    """(losses, change of the parameters) after `steps` steps on random images and labels."""
+def run(config, devices, steps, network=tiny_network.build, dtype=jnp.float32):
+    """(losses, change of the parameters, last metrics) after `steps` steps on random images and labels.
+
+    float64 is for float64 mode.
+    """
     mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     method = config.build_method()
     model = network(config.model, method.heads)
+    heads = tuple((name, head.clone(dtype=dtype)) for name, head in model.heads)
+    model = dataclasses.replace(model, heads=heads)
     schedule = optim.make_schedule(config.optim, config.steps, 10, config.batch_size)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))["params"]
     params["method"] = jax.eval_shape(method.init_params, jax.random.key(0))
     tx = optim.make_optimizer(config.optim, params, schedule)
-    init = make_init(method, model, tx, SHAPE)
+    new = make_init(method, model, tx, SHAPE)
+
+    def init(key):
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, new(key)
+        )
+
     shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
     step = jax.jit(
-        make_train_step(method, model, tx, schedule),
+        in_sight_of(mesh, make_train_step(method, model, tx, schedule)),
         in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
     )
@@ -112,6 +125,16 @@ def run(config, devices, steps, network=tiny_network.build):
         state, metrics = step(state, mesh_lib.to_global(mesh, batch))
         found.append(float(metrics["loss"]))
     return found, jax.tree.map(np.subtract, jax.device_get(state.params), start), metrics
+
+
+def same_on_eight_devices(config, steps=2):
+    """The steps in float64 on eight devices are those on one: what it learned there, and its last metrics."""
+    with jax.enable_x64(True):
+        alone, spread = (run(config, devices, steps, dtype=jnp.float64) for devices in (1, 8))
+    assert np.all(np.isfinite(alone[0]))
+    np.testing.assert_allclose(spread[0], alone[0], rtol=1e-10)
+    assert distance(spread[1], alone[1]) <= 1e-10
+    return alone[1:]
 
 
 def distance(tree, reference):

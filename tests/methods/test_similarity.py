@@ -95,7 +95,7 @@ def score(spec, params, x, y):
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_scorers_equal_loops_and_are_symmetric(name):
-    spec = ScorerSpec(name, p=3.0, hidden=5)
+    spec = ScorerSpec(name, **{"lp": {"p": 3.0}, "mlp": {"hidden": 5}}.get(name, {}))
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (3, 4))
     params = params_of(method(scorer=spec))["method"]["scorer"]
@@ -189,10 +189,8 @@ def pair_price(made, c, s, t):
 
 @modes
 def test_the_loss_equals_loops(mode, objective):
-    for changes in (
-        {},
-        {"balanced": False, "scorer": ScorerSpec("mahalanobis"), "temperature": 0.1},
-    ):
+    others = {} if mode == "ranking" else {"balanced": False}
+    for changes in ({}, {"scorer": ScorerSpec("mahalanobis"), **others}):
         made = method(mode=mode, objective=objective, **changes)
         params = params_of(made)
         params["p"] = params["p"] * (1 if made.scorer.name == "cosine" else 0.05)
@@ -327,6 +325,8 @@ def test_triples_of_a_table():
         ({"by_depth": (0.0, 1.0), "target": "pairs"}, "it is for target='tree'"),
         ({"mode": "classification", "target": "pairs"}, "'ordinal' needs the numbers that divide"),
         ({"edges": (0.5, 0.2)}, "that ascend"),
+        ({"by_depth": (0.0, 1.0, 0.5)}, "numbers that nowhere fall"),
+        ({"by_depth": (1.0, 1.0, 1.0)}, "and rise somewhere"),
     ],
 )
 def test_settings_are_checked(changes, message):
@@ -334,6 +334,62 @@ def test_settings_are_checked(changes, message):
         method(**changes)
     with pytest.raises(ValueError, match=r"scorer\.name='cos': expected one of l1"):
         ScorerSpec("cos")
+
+
+USED = {
+    "temperature": (0.3, {"ordinal", "binary", "multi_class", "multi_label", "softplus", "list_net", "ndcg"}),
+    "margin": (0.3, {"hinge"}),
+    "delta": (0.3, {"huber"}),
+    "threshold": (0.3, {"binary"}),
+    "edges": ((0.3,), {"ordinal", "multi_class", "multi_label"}),
+    "sharpness": (3.0, {"list_net"}),
+    "balanced": (False, {"mse", "huber", "ordinal", "binary", "multi_class", "multi_label"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", USED)
+def test_settings_that_do_nothing_are_refused(field):
+    value, users = USED[field]
+    for mode, objective in MODES:
+        fields = {"mode": mode, "objective": objective, field: value}
+        if objective in users:
+            assert getattr(method(**fields), field) == value
+        else:
+            with pytest.raises(
+                ValueError, match=rf"method\.{field}=.* does nothing in '{objective}'"
+            ):
+                method(**fields)
+
+
+def test_settings_of_another_target_or_scorer_are_refused():
+    with pytest.raises(
+        ValueError, match=r"balanced=False does nothing in 'mse' with target='pairs'"
+    ):
+        method(mode="regression", target="pairs", balanced=False)
+    for field, value, owner in (("p", 3.0, "lp"), ("rank", 2, "mahalanobis"), ("hidden", 5, "mlp")):
+        for name in SCORERS:
+            if name == owner:
+                assert getattr(ScorerSpec(name, **{field: value}), field) == value
+            else:
+                with pytest.raises(ValueError, match=rf"scorer\.{field}={value} does nothing in"):
+                    ScorerSpec(name, **{field: value})
+
+
+def test_a_table_and_a_method_that_reads_it_come_together():
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+
+    def build(name, pairs, **fields):
+        made = config_lib.to_dict(config(name, **{f"method.{k}": v for k, v in fields.items()}))
+        made["data"]["pairs"] = pairs
+        return experiment.build(config_lib.from_dict(made), mesh, (8, 8, 1), 2, 2)
+
+    with pytest.raises(ValueError, match=r"'simclr' reads no pairs or triples"):
+        build("simclr", {"train": "pairs.csv"})
+    with pytest.raises(ValueError, match=r"'similarity' reads no pairs or triples"):
+        build("similarity", {"train": "pairs.csv"})
+    for pairs in ({}, {"val": "pairs.csv"}):
+        with pytest.raises(ValueError, match=r"a column 'pair' of each batch, and data\.pairs"):
+            build("similarity", pairs, mode="regression", target="pairs")
 
 
 def test_data_that_do_not_fit_are_named():
@@ -358,9 +414,14 @@ def test_data_that_do_not_fit_are_named():
 def test_the_number_of_devices_does_not_matter(objective, monkeypatch):
     """The loss on 1, 2, 4 and 8 devices, in blocks of few rows of each and as a whole."""
     mode = "classification" if objective == "ordinal" else "ranking"
+    with jax.enable_x64(True):
+        _same_on_all_devices(mode, objective, monkeypatch)
+
+
+def _same_on_all_devices(mode, objective, monkeypatch):
     made = method(mode=mode, objective=objective, scorer=ScorerSpec("mlp", hidden=4))
     rng = np.random.default_rng(3)
-    z = rng.normal(size=(32, 2, WIDTH)).astype(np.float32)
+    z = rng.normal(size=(32, 2, WIDTH))
     labels = np.stack([rng.integers(-1, 3, 32), np.arange(32) % 12 // 4], 1).astype(np.int32)
     labels[labels[:, 0] < 0] = -1
     own = made.init_params(jax.random.key(0))
@@ -384,9 +445,9 @@ def test_the_number_of_devices_does_not_matter(objective, monkeypatch):
             in_shardings=(whole, rows, rows),
         )
         found = step(own, jax.device_put(z, rows), jax.device_put(labels, rows))
-        np.testing.assert_allclose(found[0], reference[0], rtol=1e-6)
-        for a, b in zip(jax.tree.leaves(reference[1]), jax.tree.leaves(found[1]), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+        assert found[0].dtype == np.float64
+        np.testing.assert_allclose(found[0], reference[0], rtol=1e-10)
+        assert labelled_run.distance(found[1], reference[1]) <= 1e-10
 
 
 @pytest.mark.slow
@@ -400,7 +461,7 @@ def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
         source = data.load(data.DataConfig(name="idx", path=str(tmp_path)), split)
         lines = []
         for _ in range(rows):
-            a, b = rng.integers(len(source), size=2)
+            a, b = rng.choice(len(source), size=2, replace=False)
             alike = int(source.labels[a, 0] == source.labels[b, 0])
             lines.append(f"{source.name(a)},{source.name(b)},{alike}\n")
         (tmp_path / name).write_text("a,b,similarity\n" + "".join(lines))

@@ -9,8 +9,8 @@ Levels, as in the code of Zhang et al. (CVPR 2022): category, product and variat
 path img/GENDER/CATEGORY/id_XXXXXXXX/NN_V_pose.jpg: CATEGORY (17, those of men and women of one name being
 one), the item id, and NN, one colour of the product. V and pose say how it was photographed.
 
-Splits: "train", "query" and "gallery" as in the file, and "test", the last two together. The products of
-"train" and "test" differ.
+Splits: "train", "query" and "gallery" as in the file, "test", the last two together, and "all". The products
+of "train" and "test" differ.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def read(folder: Path, version: str) -> Listing:
         status.append(checked(kind, STATUS, f"evaluation_status in line {number} of {str(path)!r}"))
     splits = {split: rows_where([kind == split for kind in status]) for split in STATUS}
     splits["test"] = rows_where([kind != "train" for kind in status])
+    splits["all"] = rows_where([True] * len(status))
     inside = folder / "Img"
     return Listing(inside if (inside / "img").is_dir() else folder, files, names, splits)
 
@@ -56,5 +57,6 @@ LAYOUT = Layout(
         "query": {"images": 14_218, "product": 3_985},
         "gallery": {"images": 12_612, "product": 3_985},
         "test": {"images": 26_830, "product": 3_985},
+        "all": {"images": 52_712, "category": 17, "product": 7_982},
     },
 )
