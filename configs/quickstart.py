@@ -1,4 +1,4 @@
-"""SimCLR on the built-in emoji, on the machine at hand, in at most ten minutes on two CPU cores.
+"""SimCLR on the built-in emoji, on the machine at hand, in about ten minutes on two CPU cores.
 
     python -m jaxcl.main --config=configs/quickstart.py
 
