@@ -8,10 +8,11 @@ examples from a logarithmic grid. The objective is
 
 which is scikit-learn's LogisticRegression with C = 1 / (l2 * N).
 
-Features are often nearly collinear (raw pixels above all), and L-BFGS then needs hundreds of
-iterations. It therefore works in coordinates in which their leading principal directions, found by
-a randomised range finder (Halko et al. 2011, algorithm 4.4), have the curvature of the others: a
-quarter of the iterations for 3,072 pixels. The objective and its optimum stay the same.
+Features are often nearly collinear (raw pixels above all) and classes rare, and L-BFGS then needs
+hundreds of iterations. It therefore works in coordinates in which their leading principal
+directions, found by a randomised range finder (Halko et al. 2011, algorithm 4.4), have the
+curvature of the others, and so have the biases, which no penalty holds: a tenth of the iterations
+for 3,072 pixels and 98 classes. The objective and its optimum stay the same.
 """
 
 from __future__ import annotations
@@ -204,12 +205,15 @@ def logistic_path(
     }
     if start is not None and np.array_equal(start.classes.paths, classes.paths):
         params = {"weights": jnp.asarray(start.weights), "bias": jnp.asarray(start.bias)}
+    # At the optimum the curvature of the loss along a bias is p (1 - p), p being the class's share.
+    share = np.bincount(targets, minlength=len(classes)) / len(targets)
+    bias_scale = (1 / np.sqrt(share * (1 - share))).astype(np.float32)
     fitted: dict[float, LogisticModel] = {}
     for l2 in sorted(set(l2s), reverse=True):
         # At the start the curvature of the loss along a direction is its variance over C.
-        scale = 1 / np.sqrt(variance / len(classes) + max(l2, 1e-6))
+        scale = (1 / np.sqrt(variance / len(classes) + max(l2, 1e-6))).astype(np.float32)
         params, loss, iterations, gradient = _fit(
-            params, *examples, basis, scale.astype(np.float32), l2, max_iterations, tolerance
+            params, *examples, basis, scale, bias_scale, l2, max_iterations, tolerance
         )
         fitted[l2] = LogisticModel(
             weights=np.asarray(params["weights"]),
@@ -315,6 +319,7 @@ def _fit(
     share: jax.Array,
     basis: jax.Array,
     scale: jax.Array,
+    bias_scale: jax.Array,
     l2: jax.Array,
     limit: int,
     tolerance: float,
@@ -322,8 +327,9 @@ def _fit(
     """L-BFGS from `params`: (parameters, objective, iterations, largest gradient entry).
 
     It walks in preconditioned coordinates `a`: weights = P a, where P multiplies the component
-    along `basis[:, i]` by `scale[i]`, and what is orthogonal to the basis by `scale[-1]`. They have
-    a row for each class: of [F, C] the gradient, inputs.T @ ..., takes two to seven times as long.
+    along `basis[:, i]` by `scale[i]`, and what is orthogonal to the basis by `scale[-1]`; the biases
+    are their coordinates times `bias_scale`. There is a row for each class: of [F, C] the gradient,
+    inputs.T @ ..., takes two to seven times as long.
     """
     solver = optax.lbfgs(memory_size=10)
     read = optax.tree_utils.tree_get
@@ -334,14 +340,15 @@ def _fit(
 
     def objective(coordinates: Any) -> jax.Array:
         weights = rescale(coordinates["weights"], scale)
-        logits = inputs @ weights.T + coordinates["bias"]
+        logits = inputs @ weights.T + coordinates["bias"] * bias_scale
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return (share * losses).sum() + l2 / 2 * (weights**2).sum()
 
     def largest(gradient: Any) -> jax.Array:
         """In the original coordinates."""
         weights = rescale(gradient["weights"], 1 / scale)
-        return jnp.maximum(jnp.abs(weights).max(), jnp.abs(gradient["bias"]).max())
+        bias = gradient["bias"] / bias_scale
+        return jnp.maximum(jnp.abs(weights).max(), jnp.abs(bias).max())
 
     def unfinished(carry: tuple[Any, Any]) -> jax.Array:
         count = read(carry[1], "count")
@@ -358,7 +365,10 @@ def _fit(
         )
         return optax.apply_updates(coordinates, updates), state
 
-    start = {**params, "weights": rescale(params["weights"].T, 1 / scale)}
+    start = {
+        "weights": rescale(params["weights"].T, 1 / scale),
+        "bias": params["bias"] / bias_scale,
+    }
     end, state = jax.lax.while_loop(unfinished, step, (start, solver.init(start)))
-    solution = {**end, "weights": rescale(end["weights"], scale).T}
+    solution = {"weights": rescale(end["weights"], scale).T, "bias": end["bias"] * bias_scale}
     return solution, read(state, "value"), read(state, "count"), largest(read(state, "grad"))

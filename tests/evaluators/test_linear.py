@@ -93,6 +93,16 @@ def test_preconditioning_saves_iterations_on_collinear_features():
     assert model.iterations < 60
 
 
+def test_biases_of_rare_classes_take_few_iterations():
+    rng = np.random.default_rng(0)
+    y = np.concatenate([np.repeat(np.arange(40), 2), rng.integers(0, 3, 2000)])
+    h = rng.normal(size=(len(y), 300)) + rng.normal(size=(40, 300))[y]
+    train = Features(h.astype(np.float32), y[:, None].astype(np.int32))
+    model = logistic_regression(train, l2=3.0, tolerance=1e-5)
+    assert model.converged
+    assert model.iterations < 18
+
+
 def test_constant_features_are_left_alone():
     scaler = Scaler.fit(np.array([[1e3, 1.0], [1e3, 3.0]], np.float32))
     assert scaler.std.tolist() == [1.0, 1.0]
