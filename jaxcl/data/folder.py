@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import logging
 
-from jaxcl.data.base import Described, Example
-from jaxcl.data.decode import EXTENSIONS, MAX_PIXELS, decode, read_file
+from jaxcl.data.decode import EXTENSIONS, MAX_PIXELS
+from jaxcl.data.files import FileSource, file_size, files_digest
 from jaxcl.data.labels import LabelTree
 
-UNREADABLE = -1
-"""Size of a listed file that is missing or no regular file; reading it gives a clear error."""
 
-
-class FolderSource(Described):
-    """Image files below a folder, in the order of their paths.
-
-    Attributes:
-      root: the folder.
-      files: paths relative to `root`, with "/".
-      sizes: bytes of each file when it was listed.
-    """
+class FolderSource(FileSource):
+    """Image files below a folder, in the order of their paths."""
 
     def __init__(
         self,
@@ -54,31 +43,11 @@ class FolderSource(Described):
         Raises:
           ValueError: no such folder, no image in it, or a folder that cannot be listed.
         """
-        self.root = Path(root)
-        listing = list_images(self.root)
-        self.files = tuple(name for name, _ in listing)
-        self.sizes = tuple(size for _, size in listing)
-        names = folder_labels(self.files, labels)
-        self.tree = folder_tree([names], labels, unique) if tree is None else tree
-        self.labels = self.tree.encode(names)
+        listing = list_images(Path(root))
+        names = folder_labels([name for name, _ in listing], labels)
+        tree = folder_tree([names], labels, unique) if tree is None else tree
+        super().__init__(Path(root), listing, names, tree, channels, max_pixels)
         self.content_id = files_digest(listing)
-        self._channels = channels
-        self._max_pixels = max_pixels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one file."""
-        name, size = self.files[index], self.sizes[index]
-        expected = None if size == UNREADABLE else size
-        data = read_file(self.root / name, name, expected)
-        image = decode(data, name, self._channels, self._max_pixels)
-        return {"image": image, "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """Path of the file relative to the folder."""
-        return self.files[index]
 
 
 def list_images(root: Path) -> list[tuple[str, int]]:
@@ -136,23 +105,6 @@ def _walk(
             yield name, file_size(entry.path)
         else:
             ignored[os.path.splitext(entry.name)[1].lower()] += 1
-
-
-def file_size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a regular file (links are followed), else `UNREADABLE`."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return UNREADABLE
-    return status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE
-
-
-def files_digest(listing: Sequence[tuple[str, int]]) -> str:
-    """Digest of names and sizes: the same wherever the files lie and whenever they were copied."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, size in listing:
-        digest.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\0")
-    return digest.hexdigest()
 
 
 def folder_labels(files: Sequence[str], labels: str) -> list[tuple[str, ...]]:

@@ -6,19 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcl.data.base import Described, Example
-from jaxcl.data.decode import MAX_PIXELS, decode, read_file
-from jaxcl.data.folder import UNREADABLE, file_size, files_digest
+from jaxcl.data.decode import MAX_PIXELS
+from jaxcl.data.files import FileSource, file_size, files_digest
 from jaxcl.data.labels import LabelTree
 
 
-class ListedSource(Described):
-    """Image files that a list names.
-
-    Attributes:
-      files: paths relative to the folder, as listed.
-      sizes: bytes of each file when the list was read; `jaxcl.data.folder.UNREADABLE` for those that are missing.
-    """
+class ListedSource(FileSource):
+    """Image files that a list names, in its order."""
 
     def __init__(
         self,
@@ -42,31 +36,11 @@ class ListedSource(Described):
           channels: 3 or 1.
           max_pixels: larger images are bad examples.
         """
-        self.folder = folder
-        self.files = tuple(files)
-        self.tree = tree
-        self.labels = tree.encode(names)
         if sizes is None:
-            sizes = [file_size(folder / name) for name in self.files]
-        self.sizes = tuple(sizes)
-        digest = files_digest(list(zip(self.files, self.sizes, strict=True)))
+            sizes = [file_size(folder / name) for name in files]
+        listing = list(zip(files, sizes, strict=True))
+        super().__init__(folder, listing, names, tree, channels, max_pixels)
+        digest = files_digest(listing)
         self.content_id = hashlib.blake2b(
             repr((digest, tree.levels, [tuple(row) for row in names])).encode(), digest_size=16
         ).hexdigest()
-        self._channels = channels
-        self._max_pixels = max_pixels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one file."""
-        name, size = self.files[index], self.sizes[index]
-        expected = None if size == UNREADABLE else size
-        data = read_file(self.folder / name, name, expected)
-        image = decode(data, name, self._channels, self._max_pixels)
-        return {"image": image, "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """The file as listed."""
-        return self.files[index]

@@ -9,45 +9,16 @@ The splits are then train, val, seen, test, unseen_train, unseen_test; see `spli
 from __future__ import annotations
 
 import argparse
-import ast
-import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxcl.data.base import Source
-from jaxcl.data.config import DataConfig, parse_source
+from jaxcl.data.command import data_config, data_parser
 from jaxcl.data.sources import load
 from jaxcl.data.split_file import SplitFile, class_names, make
-
-
-def data_config(text: str, settings: Sequence[str]) -> DataConfig:
-    """The data set of the command line.
-
-    Args:
-      text: "KIND", "KIND:PATH" or "tfds:NAME@DIR".
-      settings: "FIELD=VALUE" of `DataConfig`.
-
-    Raises:
-      ValueError: an unknown field, with the nearest name, or a value that does not fit.
-    """
-    known = {field.name: field for field in dataclasses.fields(DataConfig)}
-    fields: dict[str, Any] = parse_source(text)
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"--set {setting}: expected FIELD=VALUE of the data; {hint}")
-        try:
-            fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[name] = value
-    return DataConfig(**fields)
 
 
 def report(file: SplitFile, sources: dict[str, Source]) -> list[str]:
@@ -76,20 +47,7 @@ def report(file: SplitFile, sources: dict[str, Source]) -> list[str]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxcl.data.splits",
-        description="Divides a data set into seen and unseen classes.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--data", required=True, help="folder:PATH, table:FILE, tfds:NAME, ...")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="another setting of the data, as in labels=path or splits={'train': 'a', 'test': 'b'}",
-    )
+    parser = data_parser("jaxcl.data.splits", "Divides a data set into seen and unseen classes.")
     parser.add_argument("--by", required=True, help="label level whose classes are divided")
     parser.add_argument("--unseen", type=float, default=0.25, help="share of unseen classes")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxcl.data.base import BadExample, Source
+from jaxcl.data.command import data_config, data_parser
 from jaxcl.data.config import DataConfig
-from jaxcl.data.folder import UNREADABLE
+from jaxcl.data.files import UNREADABLE, FileSource
 from jaxcl.data.published import LAYOUTS
 from jaxcl.data.relabel import Relabelled
 from jaxcl.data.sources import load
 from jaxcl.data.split_file import class_names
-from jaxcl.data.splits import data_config
 from jaxcl.data.subset import Subset
 
 SHOWN = 5
@@ -98,8 +98,7 @@ def file_sizes(source: Source) -> npt.NDArray[np.int64] | None:
     if isinstance(source, Subset):
         sizes = file_sizes(source.source)
         return None if sizes is None else sizes[source.rows]
-    sizes = getattr(source, "sizes", None)
-    return None if sizes is None else np.asarray(sizes, np.int64)
+    return np.asarray(source.sizes, np.int64) if isinstance(source, FileSource) else None
 
 
 def bad(source: Source) -> list[str]:
@@ -117,20 +116,7 @@ def bad(source: Source) -> list[str]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxcl.data.verify",
-        description="Compares a data set with what was published.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--data", required=True, help="cub:DIR, inshop:DIR, folder:DIR, ...")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="another setting of the data, as in dataset=2019",
-    )
+    parser = data_parser("jaxcl.data.verify", "Compares a data set with what was published.")
     parser.add_argument("--decode", action="store_true", help="decode every image too")
     return parser.parse_args(list(argv))
 

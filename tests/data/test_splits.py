@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from corpus import picture, png
 
-from jaxcl.data import ArraySource, DataConfig, LabelTree, load, split_file, splits
+from jaxcl.data import ArraySource, DataConfig, LabelTree, command, load, split_file, splits
 
 TREE = LabelTree(
     ("kind", "breed"), (("bird", "cat", "dog", "fish"), tuple("abcdefgh")), unique=False
@@ -238,7 +238,7 @@ def test_command_with_a_split_of_its_own_to_test_on(tmp_path, capsys):
             f"--out={out}",
         ]
     )
-    config = splits.data_config(f"folder:{tmp_path}", settings[1::2])
+    config = command.data_config(f"folder:{tmp_path}", settings[1::2])
     config = DataConfig(**{**vars(config), "split_file": str(out)})
     sizes = {name: len(load(config, name)) for name in json.loads(out.read_text())["parts"]}
     assert sizes["seen"] == 3 * 2 * 8
@@ -261,7 +261,7 @@ def test_command_for_tables_idx_tfds_and_emoji(tmp_path, tfds_dir, capsys):
         flags = [part for s in settings for part in ("--set", s)]
         splits.main([f"--data={data}", *flags, f"--by={by}", base, f"--out={out}", "--val=0.2"])
         assert f"{unseen} unseen classes" in capsys.readouterr().out
-        config = splits.data_config(data, (*settings, f"split_file={out}"))
+        config = command.data_config(data, (*settings, f"split_file={out}"))
         train, test = load(config, "train"), load(config, "unseen_test")
         level = train.tree.level(by) + 1
         assert not {tuple(r) for r in train.labels[:, :level].tolist()} & {
