@@ -4,20 +4,19 @@
 (key, step): a run that was interrupted and continued is the run that was not.
 """
 
-import functools
 import json
 import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
 from etils import epath
 from rich.console import Console
 
-from jaxcl import checkpoint, data, evaluators, experiment, metrics, optim, pretrained
+from jaxcl import checkpoint, data, evaluators, experiment, lock, metrics, optim, pretrained
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
@@ -40,7 +39,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     Args:
       config: the experiment.
       workdir: directory or bucket of the run: config.json, metrics.jsonl, checkpoints/, best/, results.json,
-        report.html.
+        report.html, and skipped.txt if there were images that cannot be read.
 
     Returns:
       "step", "complete", the last logged values under "metrics", and the rows of the table under "rows" (empty if
@@ -48,9 +47,16 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     Raises:
       RunError: the workdir belongs to another config, or the training does not stay finite.
+      InUseError: another run has the workdir.
       CheckpointError: no checkpoint of the workdir can be restored, or none can be written.
       ValueError: a setting that does not fit the data or the devices; the text names it.
     """
+    with ExitStack() as held:
+        return _train(config, epath.Path(workdir), held)
+
+
+def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
+    """The run; what it must give back at the end, whatever happens, is in `held`."""
     # ------------------------------------------------------------------------------------------------------- devices
     mesh_lib.initialize(config.mesh)
     mesh = mesh_lib.make_mesh()
@@ -58,7 +64,6 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     main = mesh_lib.is_main()
     console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not main)
     say = console.print
-    root = epath.Path(workdir)
 
     # ---------------------------------------------------------------------------------------------------------- data
     source = data.load(config.data, "train")
@@ -78,6 +83,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
     # -------------------------------------------------------------- the newest good state of the workdir, or a new one
     say(f"{config.name}: {mesh_lib.describe(mesh)}; workdir {root}")
+    held.enter_context(lock.hold(root, say))
     # A sampler that has read more than the images says what that was too.
     content_id = getattr(sampler, "content_id", source.content_id)
     identity: dict[str, Any] = {"config": stored, "content_id": content_id, "log": say}
@@ -119,6 +125,14 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         views=method.views,
         crop_seed=config.seed,
     )
+    # The other processes have no logger, and bad images and a file of them of their own.
+    skipped = held.enter_context(
+        data.Skipped(
+            metrics.say if main else warn,
+            root / ("skipped.txt" if main else f"skipped-{mesh_lib.process_index()}.txt"),
+            resume=restored is not None,
+        )
+    )
     online = None
     if config.evaluation.gallery:
         online = evaluators.Online(
@@ -128,6 +142,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             mesh,
             config.evaluation.image_size or built.image_shape[0],
             similarity_by_depth(method),
+            skipped,
         )
     logger = metrics.Logger(
         root,
@@ -140,14 +155,12 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     )
 
     # ------------------------------------------------------------------------------------------------------ the loop
-    step, skipped, values = first_step, 0, {}
+    step, bad, values = first_step, 0, {}
     before = checkpoint.read_manifest(root, first_step).metrics if restored else {}
-    # The other processes have no logger, and bad images of their own.
-    tell = logger.say if main else functools.partial(print, file=sys.stderr)
     profile = Profile(config.run.profile, root)
     with stop_requests(say) as stop, logger, checkpoints, best, profile:
         for batch in batches:
-            skipped += data.count_skipped(batch, source, tell)
+            bad += skipped.count(batch, source)
             arrays = mesh_lib.to_global(mesh, data.arrays(batch))
             if step == first_step:
                 with logger.pause("compiling", once=True):
@@ -160,7 +173,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
 
             if step % config.run.log_every == 0 or step == 1 or last:
                 values = {k: float(v) for k, v in mesh_lib.to_host(measured).items()}
-                values |= skipped_in_all(skipped, before)
+                values |= skipped_in_all(bad, before)
                 logger.log(step, values)
                 logger.advise(trivial_loss(method, config.batch_size), max(100, total_steps // 10))
                 if values["rejected"] >= config.run.max_rejected:
@@ -185,7 +198,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             )
             if step % config.run.checkpoint_every == 0 or last or stopping:
                 with logger.pause("saving"):
-                    checkpoints.save(step, state, metrics=skipped_in_all(skipped, before))
+                    checkpoints.save(step, state, metrics=skipped_in_all(bad, before))
             if stopping and not last:
                 break
         seconds = logger.elapsed()
@@ -198,21 +211,22 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------- the table and the picture
     trained = {"trained encoder": network(state)}
     networks = {"raw pixels": None, "untrained encoder": network(built.init(key)), **trained}
-    rows: list[evaluators.Row] = []
-    results = root / RESULTS
-    if restored and first_step == total_steps and results.exists():
-        rows = [evaluators.Row(**r) for r in json.loads(results.read_text())["rows"]]
-        say(f"this run is complete; its results are from {results}")
-    elif online and config.evaluation.test:
-        say("evaluating on the test split ...")
-        rows = online.table_rows(networks if config.evaluation.baselines else trained)
+    rows: list[evaluators.Row] | None = None
+    again = restored is not None and first_step == total_steps
+    if again and config.evaluation.test:
+        rows = kept_rows(root / RESULTS, stored["evaluation"], say)
+    if mesh_lib.agree(rows is None) or rows is None:
+        rows = []
+        if online and config.evaluation.test:
+            say("evaluating on the test split ...")
+            rows = online.table_rows(networks if config.evaluation.baselines else trained)
+        # Asked again without a table, the run keeps the one that it has.
+        if main and (rows or not again):
+            write_rows(root / RESULTS, step, stored["evaluation"], rows)
     next_steps = what_next(root)
-    if main:
-        if rows:
-            title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
-            Console().print(evaluators.table(rows, title=title))
-        plain = {"step": step, "rows": [r.as_dict() for r in rows]}
-        results.write_text(json.dumps(plain, indent=2))
+    if main and rows:
+        title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
+        Console().print(evaluators.table(rows, title=title))
     if config.run.report and online:
         run_report(
             root,
@@ -234,6 +248,49 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     for what, command in next_steps:
         say(f"  {what}: {command}")
     return {"step": step, "complete": True, "metrics": values, "rows": [r.as_dict() for r in rows]}
+
+
+def kept_rows(
+    path: epath.Path, evaluation: Mapping[str, Any], say: Callable[[str], None]
+) -> list[evaluators.Row] | None:
+    """The rows of results.json, if they are of these settings; None if not, or if there are none.
+
+    Args:
+      path: of the file.
+      evaluation: the settings of the evaluation.
+      say: gets a line, unless there is no file.
+    """
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        kept = None
+    if not isinstance(kept, dict) or "evaluation" not in kept:
+        say(f"{path} does not say by which settings it was made: the run is evaluated again")
+        return None
+    found = checkpoint.config_diff(kept["evaluation"], evaluation)
+    if found:
+        changed = ", ".join(f"evaluation.{d.key}" for d in found)
+        say(f"{path} was made with other settings ({changed}): the run is evaluated again")
+        return None
+    say(f"this run is complete; its results are from {path}")
+    return [evaluators.Row(**row) for row in kept["rows"]]
+
+
+def write_rows(
+    path: epath.Path, step: int, evaluation: Mapping[str, Any], rows: list[evaluators.Row]
+) -> None:
+    """Writes results.json; the old one stays whole until the new one is."""
+    plain = {"step": step, "evaluation": evaluation, "rows": [row.as_dict() for row in rows]}
+    new = path.parent / f"{path.name}.new"
+    new.write_text(json.dumps(plain, indent=2))
+    new.replace(path)
+
+
+def warn(text: str) -> None:
+    """Prints a line of a process that has no logger."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def network(state: TrainState) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxcl import checkpoint, data, metrics, train
+from jaxcl import checkpoint, data, evaluators, lock, metrics, train
 from jaxcl import config as config_lib
 from jaxcl.data import pipeline
 from jaxcl.views import presets
@@ -97,9 +97,11 @@ def test_a_crash_loses_nothing(whole, cache, tmp_path, monkeypatch):
 
 def test_a_complete_run_is_not_trained_again(whole, cache):
     before = leaves(whole)
+    (whole / "results.json").write_text("a table that is not asked for now")
     result = train.train(config_lib.from_dict(tiny(cache)), str(whole))
     assert result["complete"]
     assert leaves(whole) == before
+    assert (whole / "results.json").read_text() == "a table that is not asked for now"
 
 
 def test_the_workdir_of_another_experiment_is_refused(whole, cache):
@@ -107,6 +109,18 @@ def test_the_workdir_of_another_experiment_is_refused(whole, cache):
     with pytest.raises(train.RunError, match=r"method.temperature: 0.1 there, 0.5 now") as error:
         train.train(other, str(whole))
     assert "log_every" not in str(error.value)
+
+
+def test_a_workdir_in_use_is_refused_before_anything_is_written(whole, cache):
+    def state():
+        return {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.name != lock.NAME}
+
+    before = state()
+    with lock.hold(whole, print):
+        with pytest.raises(lock.InUseError, match=f"process {os.getpid()} on "):
+            train.train(config_lib.from_dict(tiny(cache)), str(whole))
+        assert state() == before
+    assert (whole / lock.NAME).read_text() == ""
 
 
 def test_training_that_is_not_finite_stops_with_advice(cache, tmp_path):
@@ -251,9 +265,14 @@ def test_a_run_stopped_by_a_bad_image_goes_on_without_it(cache, tmp_path, digits
     assert rows(tmp_path)[-1] == rows(whole)[-1]
     assert rows(whole)[-1]["images_skipped"] == STEPS
     assert leaves(tmp_path) == leaves(whole)
+    (line,) = (whole / "skipped.txt").read_text().splitlines()  # in every epoch, but named once
+    assert "bad.png" in line
+    assert (tmp_path / "skipped.txt").read_text() == line + "\n"
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(cache, tmp_path):
+def test_the_best_checkpoint_is_kept_and_the_table_is_of_the_settings_of_now(
+    cache, tmp_path, capsys, monkeypatch
+):
     evaluated = {
         "evaluation.every": 2,
         "evaluation.gallery": "train",
@@ -271,3 +290,42 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(cache, tmp_path):
     assert best == min(step for step, score in scores.items() if score == scores[best])
     manifest = checkpoint.read_manifest(tmp_path / "best")
     assert manifest.metrics == {"knn": scores[best]}
+
+    # Asked again, the complete run scores what it has not scored with these settings.
+    results = tmp_path / "results.json"
+    assert json.loads(results.read_text())["rows"] == []
+    settings = {**evaluated, "evaluation.ks": (7,), "evaluation.test": "test", "run.report": False}
+    settings |= {"evaluation.linear": False, "evaluation.baselines": False}
+    again = config_lib.from_dict(tiny(cache, **settings))
+    capsys.readouterr()
+    scored = train.train(again, str(tmp_path))["rows"]
+    said = capsys.readouterr().out
+    assert "other settings (evaluation.baselines, evaluation.ks, evaluation.linear, " in said
+    assert [(row["method"], row["settings"]["k"]) for row in scored] == [("knn", 7)]
+    assert json.loads(results.read_text())["rows"] == scored
+    monkeypatch.setattr(evaluators.Online, "table_rows", None)
+    assert train.train(again, str(tmp_path))["rows"] == scored
+    assert f"its results are from {results}" in capsys.readouterr().out
+
+
+def test_results_are_used_again_if_they_are_of_the_same_settings(tmp_path):
+    path, said = tmp_path / "results.json", []
+    settings = {"ks": (1, 7), "test": "test"}
+
+    def kept(now=settings):
+        return train.kept_rows(path, now, said.append)
+
+    assert kept() is None
+    assert not said
+    rows = [evaluators.Row("trained encoder", "knn", "category", 0.5, 10, {"k": 7})]
+    train.write_rows(path, 6, settings, rows)
+    assert kept() == rows
+    assert said.pop() == f"this run is complete; its results are from {path}"
+    assert kept({"ks": (1, 7), "test": "val"}) is None
+    assert "made with other settings (evaluation.test)" in said.pop()
+    older = json.loads(path.read_text())
+    del older["evaluation"]
+    for text in (json.dumps(older), json.dumps([]), "{"):
+        path.write_text(text)
+        assert kept() is None
+        assert "does not say by which settings" in said.pop()

@@ -14,7 +14,6 @@ from jaxcl.data.paths import by_path
 from jaxcl.data.pipeline import (
     Batch,
     arrays,
-    count_skipped,
     eval_batches,
     image_shape,
     train_batches,
@@ -30,6 +29,7 @@ from jaxcl.data.samplers import (
     Uniform,
     make_sampler,
 )
+from jaxcl.data.skipped import Skipped
 from jaxcl.data.sources import level_names, load
 from jaxcl.data.split_file import SplitFile
 from jaxcl.data.subset import Subset, class_balanced_subset, subset
@@ -54,6 +54,7 @@ __all__ = [
     "PairTable",
     "RecordsSource",
     "Sampler",
+    "Skipped",
     "Source",
     "SplitFile",
     "Subset",
@@ -63,7 +64,6 @@ __all__ = [
     "arrays",
     "by_path",
     "class_balanced_subset",
-    "count_skipped",
     "decode",
     "eval_batches",
     "fit",

@@ -6,7 +6,7 @@ depends on how many of them there are. Grain keeps the threads and processes and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -141,30 +141,6 @@ def image_shape(source: Source, config: DataConfig) -> tuple[int, int, int]:
 def arrays(batch: Mapping[str, npt.NDArray[Any]]) -> Batch:
     """The part of a batch that goes to the devices."""
     return {key: value for key, value in batch.items() if key != "skipped"}
-
-
-def count_skipped(batch: Mapping[str, Any], source: Source, say: Callable[[str], None]) -> int:
-    """Counts the bad examples of a batch that were skipped, and names them.
-
-    Args:
-      batch: from `train_batches` or `eval_batches`.
-      source: the source of the batch.
-      say: gets one line if there are any, with the first three and their faults.
-    """
-    bad = [i for i in batch["skipped"].tolist() if i >= 0]
-    if bad:
-        shown = "; ".join(_fault(source, i) for i in bad[:3])
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        say(f"{len(bad)} images of this batch cannot be read and were skipped: {shown}{more}")
-    return len(bad)
-
-
-def _fault(source: Source, index: int) -> str:
-    try:
-        source[index]
-    except BadExample as error:
-        return str(error)
-    return f"{source.name(index)!r}: could not be read then, but can be now"
 
 
 ADVICE = (

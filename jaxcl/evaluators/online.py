@@ -48,6 +48,7 @@ class Online:
       mesh: devices over which the images are split.
       size: side of the images that the encoder is given; None is that of the data.
       by_depth: how similar images of a common ancestor at each depth are; see `Subject`.
+      skipped: names the images that cannot be read; None for a warning about each of the first ones.
 
     Attributes:
       config: as given.
@@ -67,8 +68,10 @@ class Online:
         mesh: Mesh,
         size: int | None = None,
         by_depth: Sequence[float] = (),
+        skipped: data.Skipped | None = None,
     ) -> None:
         self.config = config
+        self._skipped = skipped or data.Skipped(_log.warning)
         self._data_config = data_config
         self._by_depth = tuple(by_depth)
         self._sources: dict[str, Source] = {}
@@ -227,10 +230,10 @@ class Online:
         return self._extract(_backbone(variables["params"], variables["batch_stats"]), batches)
 
     def batches(self, split: str) -> Iterator[data.Batch]:
-        """The images of a split as they come to the evaluator; skipped ones are logged."""
+        """The images of a split as they come to the evaluator; skipped ones are named."""
         source = self.source(split)
         for batch in data.eval_batches(source, self.config.batch_size, self._data_config):
-            data.count_skipped(batch, source, _log.warning)
+            self._skipped.count(batch, source)
             yield batch
 
     def source(self, split: str) -> Source:
