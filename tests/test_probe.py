@@ -1,6 +1,7 @@
 """Probing a checkpoint: what is restored, on which data, and what is written."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -317,6 +318,116 @@ def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
     assert momenta == [0.9]  # by the rule for transfer
     assert (tmp_path / "elsewhere" / "transfer.json").exists()
     assert not (workdir / "probe.json").exists()
+
+
+def pair_of(recipe):
+    """(learning rate, weight decay * rate) of a recipe, read off the first update that it makes."""
+    params = {"classifier": {"kernel": np.ones((), np.float32), "bias": np.ones((), np.float32)}}
+    tx = recipe.optimizer(params, 100, 10, 256)
+
+    def update(gradient):
+        slopes = jax.tree.map(lambda x: gradient * x, params)
+        return jax.tree.map(float, tx.update(slopes, tx.init(params), params)[0])["classifier"]
+
+    # Nesterov: the momentum of the first step is its gradient, and 0.9 of it is taken once more.
+    assert update(0.0)["bias"] == 0
+    return -update(1.0)["bias"] / 1.9, -update(0.0)["kernel"] / 1.9
+
+
+def trained_to(accuracy):
+    """What a training would give."""
+    fields = {field.name: 1 for field in dataclasses.fields(evaluators.ClassifierResult)}
+    result = evaluators.ClassifierResult(**{**fields, "accuracy": accuracy})
+    return evaluators.Trained(result, {}, {})
+
+
+def test_the_recipe_for_transfer_is_chosen_on_the_validation_images(workdir, monkeypatch, capsys):
+    grids = {
+        "grid": probe.Grid((0.01, 0.5), (0.0, 1e-3)),
+        "scratch_grid": probe.Grid((0.2,), (1e-4,)),
+    }
+    monkeypatch.setattr(probe.run, "Descent", functools.partial(probe.Descent, **grids))
+    real, calls = evaluators.finetune, []
+    told = [0.3, 0.4, 0.6, 0.5, None, 0.7, 0.1]
+
+    def finetune(task, network, variables, recipe):
+        accuracy = told[len(calls)]
+        trained = trained_to(accuracy) if accuracy else real(task, network, variables, recipe)
+        calls.append((task, network, recipe, trained.result))
+        return trained
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    options = Options(
+        str(workdir),
+        evaluations=("finetune",),
+        recipe="transfer",
+        baselines=False,
+        epochs=2.0,
+        batch_size=64,
+        scratch=1.5,
+    )
+    record = probe.probe(options)
+    tuned, control = record["rows"]
+    pairs = [pair_of(recipe) for _, _, recipe, _ in calls]
+    np.testing.assert_allclose(
+        pairs[:4], [(0.01, 0), (0.01, 1e-3), (0.5, 0), (0.5, 1e-3)], rtol=1e-5, atol=1e-9
+    )
+    held = len(calls[0][0].test)
+    assert 15 <= held <= 25  # a tenth of each class
+    sizes = [(len(task.train), len(task.test)) for task, _, _, _ in calls]
+    choosing, last = (TRAIN - held, held), (TRAIN, TEST)
+    assert sizes == [choosing] * 4 + [last, choosing, last]
+    np.testing.assert_allclose(pairs[4], pairs[2])
+    assert tuned["accuracy"] == calls[4][-1].accuracy
+    assert tuned["settings"] == tuned["settings"] | {
+        "learning_rate": 0.5,
+        "weight_decay": 0.0,
+        "validation": 0.6,
+        "trained_on": TRAIN,
+        "steps": 6,
+        "batch_size": 64,
+    }
+    np.testing.assert_allclose(pairs[5:], [(0.2, 1e-4)] * 2, rtol=1e-5)
+    assert (control["features"], control["accuracy"]) == ("untrained encoder", 0.1)
+    assert control["settings"]["validation"] == 0.7
+    np.testing.assert_allclose(control["settings"]["weight_decay"], 1e-4 / 0.2)
+    assert [recipe.epochs for _, _, recipe, _ in calls] == [2, 2, 2, 2, 2, 3, 3]
+    # Three steps an epoch: max(1 - 10 / 3, 0.9).
+    assert {network.model.config.bn_momentum for _, network, _, _ in calls} == {0.9}
+    printed = capsys.readouterr().out
+    assert (
+        "trained encoder: 4 pairs of learning rate and weight decay, chosen on '10% of train'"
+        in printed
+    )
+    assert "fine-tuned at learning rate 0.5, weight decay 0 / rate: label" in printed
+
+
+def test_lengths_and_rates_of_the_recipe_for_transfer(workdir, monkeypatch):
+    """The paper's, and what --lr changes; nothing is trained."""
+    calls = []
+
+    def finetune(task, network, variables, recipe):
+        calls.append((network, recipe))
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    options = Options(
+        str(workdir), evaluations=("finetune",), recipe="transfer", baselines=False, scratch=0.0
+    )
+    probe.probe(options)
+    assert len(calls) == 57
+    assert {(r.steps, r.epochs, r.batch_size) for _, r in calls} == {(20_000, 0.0, 256)}
+    pairs = [pair_of(recipe) for _, recipe in calls]
+    expected = [(r, d) for r in probe.TRANSFER.rates for d in probe.TRANSFER.decays]
+    np.testing.assert_allclose(pairs[:56], expected, rtol=1e-4, atol=1e-9)
+    calls.clear()
+    probe.probe(dataclasses.replace(options, lr=0.03, batch_size=1, scratch=2.0))
+    assert [recipe.steps for _, recipe in calls] == [20_000] * 9 + [40_000] * 57
+    np.testing.assert_allclose([pair_of(r)[0] for _, r in calls[:9]], 0.03, rtol=1e-5)
+    assert len({pair_of(r)[0] for _, r in calls[9:-1]}) == 7
+    # 180 images of 200 are learned from while settings are chosen: 180 steps an epoch, then 200.
+    momenta = [network.model.config.bn_momentum for network, _ in calls]
+    np.testing.assert_allclose(momenta[:9], [1 - 10 / 180] * 8 + [1 - 10 / 200], rtol=1e-3)
 
 
 def test_best_and_numbered_steps(workdir, run):

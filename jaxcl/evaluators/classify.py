@@ -71,23 +71,27 @@ class Recipe:
     """How long, in what batches and by which optimizer.
 
     Attributes:
-      epochs: passes over the training images; at least one step is made.
+      epochs: passes over the training images; at least one step is made. Or 0, with steps.
       batch_size: images at once; fewer where there are fewer images.
       optimizer: see `MakeOptimizer`. The trained parameters are "classifier" (kernel and bias) and,
         unless they are frozen, those of the network.
       seed: of the order and the views.
+      steps: updates, however many images there are; 0 for so many epochs.
     """
 
     epochs: float
     batch_size: int
     optimizer: MakeOptimizer
     seed: int = 0
+    steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 1:
+        if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
             raise ValueError(
-                f"epochs={self.epochs}, batch_size={self.batch_size}: expected numbers above 0"
+                f"epochs={self.epochs}, steps={self.steps}: expected one of them above 0, the other 0"
             )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +239,7 @@ class _Training:
             numbers = numbers[numbers >= 0]
         batch_size = self._batch_size(len(train))
         sampler = data.Uniform(len(train), batch_size, recipe.seed)
-        steps = max(1, math.ceil(recipe.epochs * sampler.steps_per_epoch))
+        steps = recipe.steps or max(1, math.ceil(recipe.epochs * sampler.steps_per_epoch))
         params = make_params(len(classes))
         tx = recipe.optimizer(params, steps, sampler.steps_per_epoch, batch_size)
         params, state, losses = self._descend(params, state, tx, train, numbers, sampler, steps)

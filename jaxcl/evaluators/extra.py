@@ -4,8 +4,8 @@
     clustering   clustering/nmi, ami, silhouette                       at each level
     hierarchy    hierarchy/distance, violations                        at each level
                  hierarchy/violations, precision@<k>                   all
-    similarity   similarity/spearman, pearson, triplet_accuracy, ndcg  all, and pairs or triples of a table
-                 similarity/auc                                        at each level, and pairs
+    similarity   similarity/spearman, pearson, triplet_accuracy, ndcg  all, and pairs, pairs/RESPECT or triples of a table
+                 similarity/auc                                        at each level, and pairs or pairs/RESPECT
     fewshot      fewshot/<n>-shot                                      at each level
     rotation     rotation/accuracy                                     all
     factor       factor/<op>.<parameter>                               all
@@ -226,16 +226,16 @@ def _similarity(subject: Subject) -> Found:
                         subject.row("similarity/auc", level, auc, found.examples, **settings)
                     )
             yield ALL, found, rows
-    if subject.pairs:
-        level = f"{subject.pairs.kind}s"
+    for respect, table in subject.pairs.by_respect.items() if subject.pairs else ():
+        level = f"{table.kind}s" + (f"/{respect}" if respect else "")
         try:
-            found = table_similarity(subject.test, subject.pairs, seed=subject.seed)
+            found = table_similarity(subject.test, table, seed=subject.seed)
         except NothingToScore as error:
             subject.say(f"{subject.name}: left out: {error}")
-            return
+            continue
         if found.missing:
             subject.say(
-                f"{subject.name}: similarity: {found.missing} of the {len(subject.pairs)} {level} of the table are left"
+                f"{subject.name}: similarity: {found.missing} of the {len(table)} {level} of the table are left"
                 " out: they name images that cannot be read"
             )
         rows = _similarity_rows(subject, found, level)

@@ -5,7 +5,8 @@ scored beside the untrained encoder and the raw pixels. The data are those of th
 (`--data`), for transfer. `--help` lists the settings.
 """
 
-from jaxcl.probe.descent import FINETUNE, LINEAR_SGD, SCRATCH
+from jaxcl.probe.descent import FINETUNE, LINEAR_SGD, SCRATCH, Descent
+from jaxcl.probe.grid import TRANSFER, TRANSFER_SCRATCH, Choice, Grid, search
 from jaxcl.probe.inputs import (
     Splits,
     find_step,
@@ -27,7 +28,12 @@ __all__ = [
     "RESULTS",
     "SCRATCH",
     "TRAINED",
+    "TRANSFER",
+    "TRANSFER_SCRATCH",
     "UNTRAINED",
+    "Choice",
+    "Descent",
+    "Grid",
     "Networks",
     "Options",
     "ProbeError",
@@ -42,4 +48,5 @@ __all__ = [
     "probe",
     "probed_config",
     "restore",
+    "search",
 ]

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jaxcl import data, evaluators, models, optim
 from jaxcl import mesh as mesh_lib
 from jaxcl.data import Sampler, Source
-from jaxcl.evaluators import Row
+from jaxcl.evaluators import LayerModel, Row
 from jaxcl.optim import OptimConfig
+from jaxcl.probe.grid import TRANSFER, TRANSFER_SCRATCH, Choice, Grid, search
 from jaxcl.probe.networks import TRAINED, UNTRAINED, Networks, with_share
 from jaxcl.views import EvalView, ViewsConfig, build_program, presets
 
@@ -37,17 +39,27 @@ FINETUNE = {
 # Above 2 % of the labels; below, both take 60.
 FINETUNE_EPOCHS = {"v1": 30.0, "v2": 60.0}
 SCRATCH = dataclasses.replace(LINEAR_SGD, weight_decay=1e-4)
+TRANSFER_STEPS = 20_000
+"""Updates of the recipe "transfer"; the paper's control from scratch has twice as many."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Descent(Networks):
-    """The networks of a probe, trained further on its splits."""
+    """The networks of a probe, trained further on its splits.
+
+    Attributes:
+      grid: learning rates and weight decays of the recipe "transfer".
+      scratch_grid: those of its control from scratch.
+    """
+
+    grid: Grid = TRANSFER
+    scratch_grid: Grid = TRANSFER_SCRATCH
 
     def linear_sgd(self, name: str, variables: PyTree) -> list[Row]:
         """The linear probe with augmentation, for each level and share of the labels."""
         rows = []
         for level_name, share, task in self.tasks():
-            recipe = self.recipe(LINEAR_SGD, self.options.epochs or 90.0)
+            recipe = self.recipe(self.at_lr(LINEAR_SGD), self.options.epochs or 90.0)
             self.say(name, "linear by SGD", level_name, share, recipe)
             trained = evaluators.linear_sgd(task, self.network, variables, recipe)
             rows.append(Row.of(name, level_name, trained.result, with_share("sgd", share)))
@@ -55,42 +67,96 @@ class Descent(Networks):
 
     def finetune(self, variables: PyTree, key: jax.Array) -> list[Row]:
         """Fine-tuning, and beside it the same network from scratch on the same labels."""
-        rows = []
-        for level_name, share, task in self.tasks():
-            network = self.network
-            if self.options.data:  # transfer
-                per_epoch = max(1, len(task.train) // self.options.batch_size)
-                momentum = evaluators.transfer_bn_momentum(per_epoch)
-                backbone = dataclasses.replace(self.config.model, bn_momentum=momentum)
-                heads = self.config.build_method().heads
-                network = network.layer.of(models.build(backbone, heads))
+        starts = {TRAINED: variables}
+        if self.options.scratch:
+            starts[UNTRAINED] = jax.jit(
+                lambda: self.network.init(key, self.shape),
+                out_shardings=mesh_lib.replicated(self.mesh),
+            )()
+        return [
+            self.tuned(name, start, level_name, share, task)
+            for level_name, share, task in self.tasks()
+            for name, start in starts.items()
+        ]
+
+    def tuned(
+        self, name: str, variables: PyTree, level_name: str, share: float, task: evaluators.Task
+    ) -> Row:
+        """One network trained on one task, by the recipe of the options."""
+        scratch = name == UNTRAINED
+        factor = self.options.scratch if scratch else 1.0
+        what = "trained from scratch" if scratch else "fine-tuned"
+        chosen: dict[str, float] = {}
+        if self.options.recipe == "transfer":
+            choice = self.choose(name, variables, level_name, share, task.level)
+            recipe = self.transfer(choice.rate, choice.decay, factor)
+            chosen = {
+                "learning_rate": choice.rate,
+                "weight_decay": choice.decay / choice.rate,
+                "validation": choice.validation,
+            }
+            what += f" at learning rate {choice.rate:.3g}, weight decay {choice.decay:.3g} / rate"
+        else:
+            settings = SCRATCH if scratch else self.at_lr(FINETUNE[self.options.recipe])
             usual = 60.0 if share <= 0.02 else FINETUNE_EPOCHS[self.options.recipe]
-            epochs = self.options.epochs or usual
-            recipe = self.recipe(FINETUNE[self.options.recipe], epochs)
-            self.say(TRAINED, "fine-tuned", level_name, share, recipe)
-            trained = evaluators.finetune(task, network, variables, recipe)
-            method = with_share("finetune", share)
-            rows.append(Row.of(TRAINED, level_name, trained.result, method))
-            if self.options.scratch:
-                recipe = self.recipe(SCRATCH, epochs * self.options.scratch, scratch=True)
-                self.say(UNTRAINED, "trained from scratch", level_name, share, recipe)
-                fresh = jax.jit(
-                    lambda network=network: network.init(key, self.shape),
-                    out_shardings=mesh_lib.replicated(self.mesh),
-                )()
-                control = evaluators.finetune(task, network, fresh, recipe)
-                rows.append(Row.of(UNTRAINED, level_name, control.result, method))
-        return rows
+            recipe = self.recipe(settings, factor * (self.options.epochs or usual))
+        self.say(name, what, level_name, share, recipe)
+        trained = evaluators.finetune(task, self.trainable(task), variables, recipe)
+        row = Row.of(name, level_name, trained.result, with_share("finetune", share))
+        return dataclasses.replace(row, settings=row.settings | chosen)
+
+    def choose(
+        self, name: str, variables: PyTree, level_name: str, share: float, level: int
+    ) -> Choice:
+        """The learning rate and weight decay with which the validation images are classified best."""
+        train, validation = (
+            self.part(source, level, share) for source in self.where_settings_are_chosen()
+        )
+        task = dataclasses.replace(self.task(train, level), test=validation)
+        network = self.trainable(task)
+        grid, factor = self.grid, 1.0
+        if name == UNTRAINED:
+            grid, factor = self.scratch_grid, self.options.scratch
+        elif self.options.lr:
+            grid = dataclasses.replace(grid, rates=(self.options.lr,))
+
+        def score(rate: float, decay: float) -> float:
+            recipe = self.transfer(rate, decay, factor)
+            return evaluators.finetune(task, network, variables, recipe).result.accuracy
+
+        self.console.print(
+            f"{name}: {len(grid)} pairs of learning rate and weight decay, chosen on"
+            f" {self.splits.names['validation']!r}: {level_name}, {share:.0%} of the labels ..."
+        )
+        return search(grid, score, self.console.print)
+
+    def where_settings_are_chosen(self) -> tuple[Source, Source]:
+        """(to learn from, to score) while settings are chosen, as for features."""
+        splits = self.splits
+        if splits.train is not None and splits.validation is not None:
+            return splits.train, splits.validation
+        held = self.held_out(splits.last)
+        rows = (np.flatnonzero(~held), np.flatnonzero(held))
+        return data.subset(splits.last, rows[0]), data.subset(splits.last, rows[1])
+
+    def trainable(self, task: evaluators.Task) -> LayerModel:
+        """The network as it is fine-tuned: on other data its BatchNorm has the momentum for them."""
+        if not (self.options.data or self.options.recipe == "transfer"):
+            return self.network
+        per_epoch = max(1, len(task.train) // self.options.batch_size)
+        momentum = evaluators.transfer_bn_momentum(per_epoch)
+        backbone = dataclasses.replace(self.config.model, bn_momentum=momentum)
+        return self.network.layer.of(models.build(backbone, self.config.build_method().heads))
 
     def tasks(self) -> Iterator[tuple[str, float, evaluators.Task]]:
         """(level, share of the labels, task) for each combination that was asked for."""
-        source = self.splits.last
         for name, level in self.levels.items():
             for share in self.options.labels:
-                few = source
-                if share < 1:
-                    few = data.subset(source, self.some(source, level, share))
-                yield name, share, self.task(few, level)
+                yield name, share, self.task(self.part(self.splits.last, level, share), level)
+
+    def part(self, source: Source, level: int, share: float) -> Source:
+        """The share of the images of each class."""
+        return source if share == 1 else data.subset(source, self.some(source, level, share))
 
     def task(self, train: Source, level: int) -> evaluators.Task:
         """Crops and flips for training, the centre for the test."""
@@ -123,15 +189,24 @@ class Descent(Networks):
             crop_seed=self.options.seed,
         )
         for batch in batches:
-            data.count_skipped(batch, source, self.console.print)
+            self.skipped.count(batch, source)
             yield mesh_lib.to_global(self.mesh, data.arrays(batch))
 
+    def at_lr(self, settings: OptimConfig) -> OptimConfig:
+        """The settings, with the learning rate of the options if they have one."""
+        return dataclasses.replace(settings, base_lr=self.options.lr or settings.base_lr)
+
+    def transfer(self, rate: float, decay: float, factor: float) -> evaluators.Recipe:
+        """SimCLR's recipe for other data at one pair of a grid, `factor` times as long."""
+        settings = dataclasses.replace(LINEAR_SGD, base_lr=rate, weight_decay=decay / rate)
+        if self.options.epochs:
+            return self.recipe(settings, factor * self.options.epochs)
+        return self.recipe(settings, steps=max(1, round(factor * TRANSFER_STEPS)))
+
     def recipe(
-        self, settings: OptimConfig, epochs: float, scratch: bool = False
+        self, settings: OptimConfig, epochs: float = 0.0, steps: int = 0
     ) -> evaluators.Recipe:
-        """Optimizer and schedule of the settings; --lr does not change the control from scratch."""
-        if self.options.lr and not scratch:
-            settings = dataclasses.replace(settings, base_lr=self.options.lr)
+        """Optimizer and schedule of the settings, over so many epochs or steps."""
 
         def optimizer(
             params: PyTree, steps: int, per_epoch: int, batch: int
@@ -139,12 +214,12 @@ class Descent(Networks):
             schedule = optim.make_schedule(settings, steps, per_epoch, batch)
             return optim.make_optimizer(settings, params, schedule)
 
-        return evaluators.Recipe(epochs, self.options.batch_size, optimizer, self.options.seed)
+        options = self.options
+        return evaluators.Recipe(epochs, options.batch_size, optimizer, options.seed, steps)
 
     def say(
         self, name: str, what: str, level: str, share: float, recipe: evaluators.Recipe
     ) -> None:
         """What is being trained, which takes a while."""
-        self.console.print(
-            f"{name} {what}: {level}, {share:.0%} of the labels, {recipe.epochs:g} epochs ..."
-        )
+        length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.epochs:g} epochs"
+        self.console.print(f"{name} {what}: {level}, {share:.0%} of the labels, {length} ...")

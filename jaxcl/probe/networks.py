@@ -42,6 +42,7 @@ class Networks:
       mesh: devices.
       levels: name -> column of the label levels at which test images are classified.
       console: where progress goes.
+      skipped: names the images that cannot be read.
     """
 
     options: Options
@@ -52,6 +53,7 @@ class Networks:
     mesh: jax.sharding.Mesh
     levels: dict[str, int]
     console: Console
+    skipped: data.Skipped
 
     def on_features(
         self, name: str, variables: PyTree | None, details: dict[str, Any]
@@ -216,10 +218,10 @@ class Networks:
         """The images of a source; those that cannot be read are named."""
         size = self.config.evaluation.batch_size
         for batch in data.eval_batches(source, size, self.config.data):
-            data.count_skipped(batch, source, self.console.print)
+            self.skipped.count(batch, source)
             yield batch
 
-    def held_out(self, features: Features) -> np.ndarray:
+    def held_out(self, features: Features | Source) -> np.ndarray:
         """bool[N]: a tenth of each class at the finest level that is scored, by the seed."""
         held = np.zeros(len(features), bool)
         if self.levels:

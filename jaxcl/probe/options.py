@@ -10,7 +10,7 @@ from typing import Any
 from jaxcl.evaluators import EXTRA, check_factors, check_names
 
 EVALUATIONS = ("knn", "linear", "sgd", "finetune", *EXTRA)
-RECIPES = ("v1", "v2")
+RECIPES = ("v1", "v2", "transfer")
 
 
 class ProbeError(ValueError):
@@ -42,9 +42,12 @@ class Options:
       size: side of the images that the network is given; 0 for that of the run.
       baselines: also score raw pixels and the untrained encoder.
       paper_grid: choose l2 among SimCLR's 45 values, not 9.
-      recipe: of fine-tuning: "v1" (Nesterov) or "v2" (LARS).
-      epochs: of sgd and finetune; 0 for the paper's: 90, and 60 (up to 2 % of the labels) or 30.
-      lr: base learning rate of sgd and finetune, before scaling with the batch; 0: the paper's.
+      recipe: of fine-tuning: "v1" (Nesterov), "v2" (LARS) or "transfer", SimCLR's for other data
+        (Nesterov, learning rate and weight decay chosen on the validation images from a grid).
+      epochs: of sgd and finetune; 0 for the paper's: 90, and 60 (up to 2 % of the labels) or 30, and
+        20,000 steps with the recipe "transfer", for each pair of its grid.
+      lr: base learning rate of sgd and finetune, before scaling with the batch; 0: the paper's. The
+        control from scratch has its own.
       batch_size: of sgd and finetune.
       scratch: factor of the epochs of the same network trained from scratch; 0 for no such control.
       seed: of label subsets, order and views.
@@ -172,13 +175,19 @@ def parse(argv: Sequence[str]) -> Options:
     switch("baselines", "also score raw pixels and the untrained encoder")
     switch("paper_grid", "choose l2 among SimCLR's 45 values instead of 9")
     flag(
-        "recipe", "fine-tuning as in SimCLR v1 (Nesterov) or v2 (LARS, usually with --layer=head:1)"
+        "recipe",
+        "fine-tuning as in SimCLR v1 (Nesterov), v2 (LARS, usually with --layer=head:1), or transfer: 7 "
+        "learning rates x 8 weight decays, the best on the validation images",
     )
     flag(
-        "epochs", "of sgd and finetune; 0: the paper's, 90, and 60 (up to 2 %% of the labels) or 30"
+        "epochs",
+        "of sgd and finetune; 0: the paper's, 90, and 60 (up to 2 %% of the labels) or 30; 20,000 steps for "
+        "each pair of --recipe=transfer",
     )
     flag(
-        "lr", "base learning rate of sgd and finetune; 0: the paper's, 0.1 and 0.05 per 256 images"
+        "lr",
+        "base learning rate of sgd and finetune, and the only one of --recipe=transfer; 0: the paper's, 0.1 and "
+        "0.05 per 256 images",
     )
     flag("batch_size", "of sgd and finetune")
     flag("scratch", "epochs of the control from scratch, as a multiple; 0: no control")

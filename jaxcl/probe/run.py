@@ -93,15 +93,19 @@ def probe(options: Options) -> dict[str, Any]:
         )()
         variables = {PIXELS: None, UNTRAINED: fresh, **variables}
 
+    out = epath.Path(options.out) if options.out else epath.Path(options.workdir) / RESULTS
+    named = out.with_suffix(".skipped.txt") if mesh_lib.is_main() else None
+    skipped = data.Skipped(console.print, named)
     rows: list[Row] = []
     details: dict[str, Any] = {}
     for prefix, part in parts.items():
         levels = classified_levels(config, options, part)
-        networks = Descent(options, config, part, network, shape, mesh, levels, console)
+        networks = Descent(options, config, part, network, shape, mesh, levels, console, skipped)
         found, record = score(networks, variables, key)
         rows += [dataclasses.replace(row, method=prefix + row.method) for row in found]
         details |= {prefix + name: value for name, value in record.items()}
 
+    skipped.flush()
     record = {
         "workdir": options.workdir,
         "step": manifest.step,
@@ -120,7 +124,6 @@ def probe(options: Options) -> dict[str, Any]:
     if mesh_lib.is_main():
         title = f"{config.name}, step {manifest.step:,}, {layer}, {splits.names['test']!r}, in %"
         Console().print(evaluators.table(rows, title=title))
-        out = epath.Path(options.out) if options.out else epath.Path(options.workdir) / RESULTS
         append(out, record)
         console.print(f"written to {out}")
     return record

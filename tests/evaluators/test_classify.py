@@ -187,6 +187,8 @@ def test_missing_and_unseen_labels_and_small_data(digits):
     assert result.classes == 9
     assert result.batch_size == kept // 8 * 8
     assert result.steps == 1
+    three = linear_sgd(job, network(), start(), Recipe(0, 512, nesterov(0.1), steps=3)).result
+    assert three.steps == 3
     assert (result.queries, result.unlabelled) == (80, 20)
     assert result.unseen == int((test == 3).sum()) > 0
 
@@ -207,7 +209,13 @@ def test_errors(digits):
         linear_sgd(task(digits, train=slice(0, 5), devices=8), network(), variables, recipe)
     with pytest.raises(ValueError, match="one view of each image, got 2"):
         task(digits, views=ViewProgram((), (View(), View())))
-    with pytest.raises(ValueError, match="epochs=0"):
-        Recipe(0, 32, nesterov(0.1))
+    for epochs, size, steps, text in (
+        (0, 32, 0, "epochs=0, steps=0"),
+        (1, 32, 5, "epochs=1, steps=5"),
+        (-1, 32, 5, "epochs=-1, steps=5"),
+        (1, 0, 0, "batch_size=0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Recipe(epochs, size, nesterov(0.1), steps=steps)
     with pytest.raises(FloatingPointError, match="not finite from step"):
         linear_sgd(task(digits), network(), variables, Recipe(2, 32, nesterov(1e38)))
