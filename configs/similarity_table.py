@@ -3,11 +3,16 @@
     python -m jaxcl.main --config=configs/similarity_table.py --config.data.path=images.csv \
         --config.data.pairs.train=train_pairs.csv --config.data.pairs.val=val_pairs.csv
     python -m jaxcl.main --config=configs/similarity_table.py:triples ...
+    python -m jaxcl.main --config=configs/similarity_table.py:pairs,style,colour ...
 
 images.csv has a column `path`, with file names relative to itself. The tables of pairs have the columns a, b, similarity, those of
 triples anchor, positive, negative; they name images as images.csv does. Pairs are learned by regression (their similarities may be
-any numbers), triples by ranking. A tenth of the images, chosen by a digest of their names, is held out as "val"; the table for it
-has pairs among these only. `python -m jaxcl.probe --workdir=runs/similarity_table --eval=similarity --test=val` scores them again.
+any numbers), triples by ranking. Pairs that are similar in several respects have the columns a, b, similarity:style,
+similarity:colour, empty where it is not known, and each respect gets a space of its own (`--layer=z:style` of the probe); where
+they are labels, 0 or 1, set `--config.method.mode=classification --config.method.objective=binary`.
+
+A tenth of the images, chosen by a digest of their names, is held out as "val"; the table for it has pairs among these only.
+`python -m jaxcl.probe --workdir=runs/similarity_table --eval=similarity --test=val` scores them again.
 """
 
 from ml_collections import ConfigDict
@@ -17,13 +22,14 @@ from jaxcl.views import presets
 
 
 def get_config(arg: str = "pairs") -> ConfigDict:
-    """The experiment; arg is what the rows of the tables are: "pairs" or "triples"."""
-    mode = {"pairs": "regression", "triples": "ranking"}.get(arg)
+    """The experiment; arg is what the rows of the tables are: "pairs", maybe with respects ("pairs,style"), or "triples"."""
+    target, *respects = arg.split(",")
+    mode = {"pairs": "regression", "triples": "ranking"}.get(target)
     if mode is None:
         raise ValueError(f"similarity_table:{arg}: expected pairs or triples after the colon")
     views = presets.crop_flip(64, views=1, smallest_crop=0.6)
-    c = config_lib.base("similarity", views, mode=mode, target=arg)
-    c.name = "similarity_table" + ("" if arg == "pairs" else f"_{arg}")
+    c = config_lib.base("similarity", views, mode=mode, target=target, respects=tuple(respects))
+    c.name = "similarity_table" + ("" if arg == "pairs" else f"_{arg.replace(',', '_')}")
     c.batch_size, c.epochs = 192, 50.0
     c.data.name, c.data.path, c.data.holdout = "table", "images.csv", 0.1
     c.data.pairs = {"train": "train_pairs.csv", "val": ""}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from jaxcl.data.decode import MAX_PIXELS
 from jaxcl.data.labels import LabelTree
@@ -85,32 +87,49 @@ def read_columns(
       ValueError: the file is missing or malformed (naming the line), or has none of the choices whole.
     """
     rows: list[tuple[int, list[str]]] = []
+    with _opened(table) as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        chosen = next(
+            (keys for keys in choices if all(header.count(key) == 1 for key in keys)), None
+        )
+        if chosen is None:
+            if len(choices) == 1:
+                missing = next(key for key in choices[0] if header.count(key) != 1)
+                wanted = f"one column {missing!r}"
+            else:
+                wanted = "the columns " + ", or ".join(", ".join(keys) for keys in choices)
+            raise ValueError(
+                f"{str(table)!r} must have {wanted} in its first line, which is {header}"
+            )
+        columns = [header.index(key) for key in chosen]
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num} of {str(table)!r} has {len(row)} cells, but the "
+                    f"first line has {len(header)}"
+                )
+            rows.append((reader.line_num, [row[column] for column in columns]))
+    return chosen, rows
+
+
+def read_header(table: Path) -> list[str]:
+    """The names of the columns of a CSV file.
+
+    Raises:
+      ValueError: the file is missing or malformed.
+    """
+    with _opened(table) as file:
+        return next(csv.reader(file, strict=True), [])
+
+
+@contextlib.contextmanager
+def _opened(table: Path) -> Iterator[TextIO]:
+    """A CSV file; whatever cannot be read of it within is a ValueError."""
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            chosen = next(
-                (keys for keys in choices if all(header.count(key) == 1 for key in keys)), None
-            )
-            if chosen is None:
-                if len(choices) == 1:
-                    missing = next(key for key in choices[0] if header.count(key) != 1)
-                    wanted = f"one column {missing!r}"
-                else:
-                    wanted = "the columns " + ", or ".join(", ".join(keys) for keys in choices)
-                raise ValueError(
-                    f"{str(table)!r} must have {wanted} in its first line, which is {header}"
-                )
-            columns = [header.index(key) for key in chosen]
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"line {reader.line_num} of {str(table)!r} has {len(row)} cells, but the "
-                        f"first line has {len(header)}"
-                    )
-                rows.append((reader.line_num, [row[column] for column in columns]))
+            yield file
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"the table {str(table)!r} cannot be read: {error}") from error
-    return chosen, rows

@@ -191,7 +191,7 @@ def table_similarity(
     Args:
         features: of the images that the table numbers, by their `index`, or of all of them in order
             if they have none; labels are not used.
-        table: pairs or triples.
+        table: pairs or triples, without respects (`PairTable.by_respect`).
         ks: depths of NDCG beside the whole list; a shorter list is taken whole.
         metric: "cosine", "centred_cosine" or "euclidean" (minus the squared distance).
         seed: of the items that are drawn of very long lists.

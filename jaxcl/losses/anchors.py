@@ -1,9 +1,10 @@
 """Anchors against keys, a block of anchors at a time: for losses that need more of a pair than an inner product.
 
-The losses of metric learning look at distances of any kind, compare them with margins and with each other, and so
-cannot be had from the log-sum-exps of `nce` alone. Here a function sees the distances of some anchors to all keys,
-``[b, K]``, and gives some numbers for each anchor. Blocks are made anew in the backward pass, so that memory is linear
-in the anchors; on several devices each has its share of the anchors, and every key.
+The losses of metric learning look at distances of any kind, compare them with margins and with each other, and those of
+graded similarity at scores that may be learned; they cannot be had from the log-sum-exps of `nce` alone. Here a function
+sees some anchors and all keys, makes arrays ``[b, K]`` of them, and gives some numbers for each anchor (`over_anchors`).
+Blocks are made anew in the backward pass, so that memory is linear in the anchors; on several devices each has its share of
+the anchors, and every key.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxcl.losses.tiles import fill_up, tile_size
 PyTree = Any
 T = TypeVar("T")
 
-# Distances of a block, in elements; 4 MiB in float32, of which some are there at a time.
+# Distances or scores of a block, in elements; 4 MiB in float32, of which some are there at a time.
 ELEMENTS = 2**20
 
 
@@ -199,10 +200,11 @@ def over_anchors(
     """``block(anchors, whole)`` for all anchors, some at a time.
 
     Args:
-        block: a function of leaves ``[b, ...]`` of the anchors and all of `whole`, to leaves ``[b, ...]``; it closes over
-            no arrays.
+        block: a function of leaves ``[b, ...]`` of the anchors and all of `whole`, to leaves ``[b, ...]``, each anchor by
+            itself; it closes over no arrays. Anchors of zeros, which may fill up the last block, must give finite
+            values and gradients.
         anchors: leaves ``[N, ...]``.
-        whole: what each block needs all of, such as the keys.
+        whole: what each block needs all of, such as the keys, or the parameters of what scores them.
         columns: how many elements a block makes for each anchor.
         mesh: over whose axis `axis` the anchors are, or are to be, sharded; None takes the mesh set by
             `jax.set_mesh`, if any.

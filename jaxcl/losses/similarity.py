@@ -9,28 +9,23 @@ questions can be asked of the scores:
 * ranking: are the scores of a row in the order of its targets? (`ordered_triples`, `list_net`, `smooth_ndcg`)
 
 The functions give a price for each pair, or for each row, in at least float32; which mean is taken of them is the caller's.
-What compares all pairs of a batch need not make them at once: `over_rows` walks over blocks of rows.
+What compares all pairs of a batch need not make them at once: `jaxcl.losses.anchors.over_anchors` takes some rows at a time.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 
 from jaxcl.losses.anchors import check_choice
 
 Regression = Literal["mse", "huber"]
 Order = Literal["hinge", "softplus"]
-T = TypeVar("T")
-
-ELEMENTS = 2**24
-"""Numbers that a device makes of a block of rows at once; 64 MiB in float32."""
 
 
 def target_similarity(
@@ -291,63 +286,6 @@ def smooth_ndcg(scores: jax.Array, target: jax.Array) -> jax.Array:
     discount = 1 / jnp.log2(2 + jnp.arange(size, dtype=scores.dtype))
     best = jnp.sum(jnp.flip(jnp.sort(gain, axis=-1), axis=-1) * discount, axis=-1)
     return jnp.where(some, 1 - found / jnp.where(some, best, 1), 0)
-
-
-# Blocks
-
-
-def over_rows(
-    function: Callable[[T], Any],
-    rows: T,
-    elements: int,
-    *,
-    axis: str = "data",
-    at_once: int = ELEMENTS,
-) -> Any:
-    """``function(rows)``, of some rows at a time where what it makes of all of them would be too large.
-
-    A block is made anew in the backward pass, so that memory is linear in the rows. Rows that are sharded over the mesh axis
-    `axis` of the mesh in sight stay at home: a block has some rows of each device.
-
-    Args:
-        function: of leaves ``[b, ...]`` to leaves ``[b, ...]``, each row by itself. Its values must be
-            finite, with finite gradients, for rows of zeros too, which may fill up the last block.
-        rows: leaves ``[N, ...]``.
-        elements: numbers that `function` makes of one row.
-        axis: name of the mesh axis.
-        at_once: numbers that each device makes at once.
-    """
-    count = len(jax.tree.leaves(rows)[0])
-    size = max(1, at_once // max(1, elements))
-    devices = _devices(axis)
-    devices = devices if count % devices == 0 else 1
-    share = count // devices
-    if share <= size:
-        return function(rows)
-    blocks = -(-share // size)
-    size = -(-share // blocks)
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = x.reshape(devices, share, *x.shape[1:])
-        x = jnp.pad(x, [(0, 0), (0, blocks * size - share)] + [(0, 0)] * (x.ndim - 2))
-        x = jnp.swapaxes(x.reshape(devices, blocks, size, *x.shape[2:]), 0, 1)
-        return x.reshape(blocks, devices * size, *x.shape[3:])
-
-    def join(x: jax.Array) -> jax.Array:
-        x = jnp.swapaxes(x.reshape(blocks, devices, size, *x.shape[2:]), 0, 1)
-        return x.reshape(devices, blocks * size, *x.shape[3:])[:, :share].reshape(
-            count, *x.shape[3:]
-        )
-
-    made = lax.map(jax.checkpoint(function, prevent_cse=False), jax.tree.map(cut, rows))
-    return jax.tree.map(join, made)
-
-
-def _devices(axis: str) -> int:
-    """Devices over which the rows are: those of the mesh in sight, outside of its shards."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return mesh.shape[axis] if axis in kinds and kinds[axis] != AxisType.Manual else 1
 
 
 def _log_softmax_where(known: jax.Array, x: jax.Array) -> jax.Array:

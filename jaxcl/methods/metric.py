@@ -9,6 +9,10 @@ but in several views it is a class of its own, of which only the network learns:
 
 A memory (XBM: Wang et al., CVPR 2020) keeps embeddings and labels of the last batches, as further positives and negatives of
 the anchors, without a key encoder: embeddings drift slowly once the first steps are over, which is what `memory_start` waits for.
+It knows images too, and of an image that the batch has it gives none: a positive that is the anchor's own image of some steps ago
+is at a distance near 0 and teaches nothing, and for all other anchors the batch has that image as it is now. The paper's memory
+has labels alone; in its authors' code a positive of a cosine above 1 - 1e-5 is left out, which is the row of the step itself, and an
+earlier embedding of the same image stays a positive. That shows where the memory is as large as the data set, as in the paper.
 """
 
 import dataclasses
@@ -53,7 +57,7 @@ class Metric:
       level: the label level to learn: its name or number (0 is the coarsest, -1 the finest); "" is the finest; "image": every
         image is a class of its own, whose members are its views. An image without a label has its own views for positives, and
         is left out if there is one view.
-      memory_size: embeddings of earlier batches that are kept; 0 for none.
+      memory_size: embeddings of earlier batches that are kept; 0 for none. Those of images that the batch has are not used.
       memory_start: completed updates before they are used.
       margin: of "hadsell", "triplet", "margin", "circle", "proxy_anchor" and, in degrees, "arcface".
       pos_margin: of "margin_contrastive" and "lifted_structure".
@@ -284,7 +288,8 @@ class Metric:
         if not self.memory_size:
             return {}
         dtype = jax.tree.leaves(variables["params"]["backbone"])[0].dtype
-        queue = Queue.empty(self.memory_size, self.projection.layers[-1], 1, key, dtype=dtype)
+        # Of each key the label that is learned, and the number of its image.
+        queue = Queue.empty(self.memory_size, self.projection.layers[-1], 2, key, dtype=dtype)
         return {"queue": queue, "updates": jnp.zeros((), jnp.int32)}
 
     def loss(
@@ -309,11 +314,14 @@ class Metric:
         reference, carry = None, {}
         if self.memory_size:
             queue = extra["queue"]
+            classes, numbers = queue.labels[:, 0], queue.labels[:, 1]
             valid = queue.valid & (extra["updates"] >= self.memory_start)
-            reference = losses.Reference(queue.keys, queue.labels[:, 0], valid)
+            valid &= ~jnp.isin(numbers, batch["index"])
+            reference = losses.Reference(queue.keys, classes, valid)
             metrics = dictionary_metrics(queue.age, valid)
             z_kept = losses.normalize(jax.lax.stop_gradient(z))
-            carry = {"keys": z_kept, "labels": rows[:, None]}
+            of_image = jnp.repeat(batch["index"], v)
+            carry = {"keys": z_kept, "labels": jnp.stack([rows, of_image], axis=1)}
         trained = dict(params["method"])
         # An image that the batch has twice is no pair: its views are.
         image = batch["index"] if v == 1 else None

@@ -9,6 +9,10 @@ pairs or triples (`jaxcl.data.pairs`). It is learned in one of three ways:
 
 All three see the same scores and the same targets, in rows: an image with every other view of the batch (tree), an anchor with
 its positive and its negative (triples), or all pairs of the batch as one row (pairs).
+
+Pairs may be similar in several respects (style, colour, ...), which the table gives in columns of their own and knows or not for
+each pair. Each respect then has a head and a scorer, and so a space of its own, as those that are similar in one need not be in
+another; what is asked of the scores is asked in each. With `objective="binary"` that is classification with several labels.
 """
 
 import dataclasses
@@ -19,7 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcl import losses
 from jaxcl.losses import similarity
+from jaxcl.losses.anchors import over_anchors
 from jaxcl.methods.base import Apply, LossOut, PyTree
 from jaxcl.methods.scorers import ScorerSpec
 from jaxcl.models import HeadSpec
@@ -60,9 +66,11 @@ class Similarity:
       objective: the loss of the mode, "" for the first of
         regression: "mse", "huber";
         classification: "ordinal" (is the grade above 0, above 1, ...), "binary" (is the similarity at least `threshold`),
-          "multi_class" (grades without order), "multi_label" (each question of "ordinal" with a slope of its own);
+          "multi_class" (grades without order), "multi_label" (each question of "ordinal" is a label by itself, with its own slope);
         ranking: "softplus" and "hinge" (on all ordered triples of a row; time goes with its square), "list_net", "ndcg".
       target: where similarities come from: "tree", "pairs" or "triples".
+      respects: with pairs, the respects that are learned, columns "similarity:NAME" of the table, which count alike; each has a head
+        of its name. () for the one column "similarity".
       by_depth: with a tree, the similarity of images that agree at 0, 1, ..., L levels; () for the share of levels.
       scorer: what scores two embeddings.
       temperature: divides the scores in ranking; in classification their slope is trained and starts at 1 / temperature.
@@ -85,6 +93,7 @@ class Similarity:
     mode: str = "ranking"
     objective: str = ""
     target: str = "tree"
+    respects: tuple[str, ...] = ()
     by_depth: tuple[float, ...] = ()
     scorer: ScorerSpec = dataclasses.field(default_factory=ScorerSpec)
     temperature: float = 0.1
@@ -117,6 +126,16 @@ class Similarity:
             raise ValueError(
                 f"method.by_depth={self.by_depth}: it is for target='tree', not {self.target!r}"
             )
+        if self.respects and self.target != "pairs":
+            raise ValueError(
+                f"method.respects={self.respects}: they are for target='pairs', not {self.target!r}"
+            )
+        if len(set(self.respects)) != len(self.respects) or not all(
+            name.isidentifier() for name in self.respects
+        ):
+            raise ValueError(
+                f"method.respects={self.respects}: expected different names of letters, digits and _"
+            )
         if self.edges:
             similarity.check_edges(self.edges)
         elif self._graded and self.target != "tree":
@@ -148,13 +167,16 @@ class Similarity:
 
     @property
     def heads(self) -> Mapping[str, HeadSpec]:
-        """One projection head."""
-        return {"projection": self.projection}
+        """One projection head, or one for each respect."""
+        return dict.fromkeys(self.respects or ("projection",), self.projection)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What it reads of a batch beside images and labels: f32[B] each."""
-        return () if self.target == "tree" else (_COLUMNS[self.target],)
+        """What it reads of a batch beside images and labels: f32[B] each, in the order of the heads."""
+        if self.target == "tree":
+            return ()
+        column = _COLUMNS[self.target]
+        return tuple(f"{column}/{name}" for name in self.respects) or (column,)
 
     @property
     def _graded(self) -> bool:
@@ -172,7 +194,8 @@ class Similarity:
         """Those of the scorer, and of what makes predictions of scores.
 
         Returns:
-          {"scorer": ...}, and in regression and classification {"slope": f32[], "offset": f32[]} or, for several logits, [K].
+          {"scorer": ...}, and in regression and classification "calibration": {"slope": f32[], "offset": f32[]} or, for several
+          logits, [K]; of respects {respect: such a dict}.
 
         Raises:
           ValueError: the width of z, or the levels of the labels, are not known.
@@ -182,6 +205,16 @@ class Similarity:
             raise ValueError(
                 "the width of z is that of h, which is not known: it comes from the network (Config.build_method)"
             )
+        if self.respects:
+            keys = jax.random.split(key, len(self.respects))
+            return {
+                name: self._init_space(own, width)
+                for name, own in zip(self.respects, keys, strict=True)
+            }
+        return self._init_space(key, width)
+
+    def _init_space(self, key: jax.Array, width: int) -> PyTree:
+        """The parameters of a space of z float[..., width]; see `init_params`."""
         params: dict[str, PyTree] = {"scorer": self.scorer.init(key, width)}
         if self.mode == "regression":
             # Two equal embeddings are similar by 1 at first.
@@ -235,17 +268,27 @@ class Similarity:
         b, v = views.images.shape[:2]
         images = views.images.reshape(b * v, *views.images.shape[2:])
         (_, heads), batch_stats = apply(params, batch_stats, images, True, key)
-        z = heads["projection"][-1].reshape(b, v, -1)
-        own = params["method"]
+        spaces = {head: layers[-1].reshape(b, v, -1) for head, layers in heads.items()}
         if self.target == "tree":
-            sums = self._all_pairs(own, z, batch["label"])
+            found = [self._all_pairs(params["method"], spaces["projection"], batch["label"])]
         else:
-            sums = self._table_pairs(own, z, batch)
-        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-        metrics = {
-            "pearson": _pearson(jax.lax.stop_gradient(sums["moments"])),
-            "known_pairs": sums["moments"][0],
-        }
+            found = [
+                self._table_pairs(
+                    params["method"][head] if self.respects else params["method"],
+                    spaces[head],
+                    self._known(batch, column),
+                )
+                for head, column in zip(self.heads, self.columns, strict=True)
+            ]
+        sums = jax.tree.map(lambda *parts: jnp.stack([jnp.sum(x, axis=0) for x in parts]), *found)
+        metrics = {}
+        for name, moments in zip(self.respects or ("",), sums["moments"], strict=True):
+            suffix = f"_{name}" if name else ""
+            metrics[f"pearson{suffix}"] = _pearson(jax.lax.stop_gradient(moments))
+            metrics[f"known_pairs{suffix}"] = moments[0]
+        z = spaces[next(iter(self.heads))]
+        if self.respects:
+            z = jnp.concatenate([losses.normalize(spaces[name]) for name in self.respects], axis=-1)
         return LossOut(
             _mean_of_means(sums["price"], sums["count"]),
             batch_stats,
@@ -263,40 +306,53 @@ class Similarity:
                 " from a table with method.target='pairs' or 'triples'"
             )
         steps = similarity.depth_similarities(labels.shape[1], self.by_depth)
-        keys = z.reshape(b * v, width)
         everyone = {
-            "z": keys,
+            "z": z.reshape(b * v, width),
             "label": jnp.repeat(labels, v, axis=0),
             "image": jnp.repeat(jnp.arange(b, dtype=jnp.int32), v),
             "row": jnp.arange(b * v, dtype=jnp.int32),
         }
 
-        def rows(anchors: dict[str, jax.Array]) -> PyTree:
-            def same(name: str) -> jax.Array:
-                return anchors[name][:, None] == everyone[name][None, :]
+        def rows(anchors: PyTree, whole: PyTree) -> PyTree:
+            params, keys = whole["params"], whole["keys"]
 
-            target = similarity.target_similarity(anchors["label"], everyone["label"], steps)
+            def same(name: str) -> jax.Array:
+                return anchors[name][:, None] == keys[name][None, :]
+
+            target = similarity.target_similarity(anchors["label"], keys["label"], steps)
             target = jnp.where(same("image"), steps[-1], target)
             target = jnp.where(same("row"), jnp.nan, target)
-            scores = self.scorer.of_pairs(params["scorer"], anchors["z"], keys)
+            scores = self.scorer.of_pairs(params["scorer"], anchors["z"], keys["z"])
             return self._sums(params, scores, target, steps)
 
         pairs = b * v * max(self.scorer.numbers_of_a_pair(width), labels.shape[1])
         quadratic = self.loss_name in ("softplus", "hinge", "ndcg")
         elements = max(pairs, (b * v) ** 2) if quadratic else pairs
-        return similarity.over_rows(rows, everyone, elements)
+        return over_anchors(rows, everyone, {"params": params, "keys": everyone}, elements)
 
-    def _table_pairs(self, params: PyTree, z: jax.Array, batch: Mapping[str, jax.Array]) -> PyTree:
-        """The sums of the pairs or triples of the batch, whose images stand next to each other."""
-        column, size = _COLUMNS[self.target], _SIZES[self.target]
-        if column not in batch:
+    def _known(self, batch: Mapping[str, jax.Array], column: str) -> jax.Array:
+        """A column f32[B] of the batch, which says what is known of each image's row of the table."""
+        if column in batch:
+            return batch[column]
+        kind = _COLUMNS[self.target]
+        there = [name.replace(kind, "similarity").replace("/", ":") for name in batch]
+        there = sorted(name for name in there if name.partition(":")[0] == "similarity")
+        if not there:
             raise ValueError(
                 f"method.target={self.target!r}: the batch has no {self.target}; name a table of them in data.pairs['train']"
             )
+        raise ValueError(
+            f"method.respects={self.respects}: the table in data.pairs['train'] has the columns {', '.join(there)}; expected names"
+            " after 'similarity:', or () for a column 'similarity'"
+        )
+
+    def _table_pairs(self, params: PyTree, z: jax.Array, known: jax.Array) -> PyTree:
+        """The sums of the pairs or triples of the batch, whose images z [B, V, D] stand next to each other; known f32[B]."""
+        size = _SIZES[self.target]
         b, v, width = z.shape
         z = z.reshape(b // size, size, v, width)
         # A row whose image could not be read has no number, nor has its pair then.
-        known = batch[column].reshape(b // size, size, 1)
+        known = known.reshape(b // size, size, 1)
         known = jnp.broadcast_to(known.min(axis=1), (b // size, v))
         if self.target == "pairs":
             scores = self.scorer.of_rows(params["scorer"], z[:, 0], z[:, 1])
@@ -377,7 +433,7 @@ _SIZES = {"pairs": 2, "triples": 3}
 
 
 def _mean_of_means(price: jax.Array, count: jax.Array) -> jax.Array:
-    """The mean, over the groups [G] that have anything, of their mean prices; 0 of none."""
+    """The mean, over the groups [...] that have anything, of their mean prices; 0 of none."""
     means = price / jnp.maximum(count, 1)
     return jnp.sum(means) / jnp.maximum(jnp.sum(count > 0), 1).astype(means.dtype)
 

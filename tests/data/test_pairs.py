@@ -11,6 +11,7 @@ from jaxcl.views import ViewsConfig, build_program, presets
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png")
 PAIRS = "a,similarity,b\na.png,0.5,b.png\nsub/c.png,-1e-1,a.png\nb.png,3,d.png\nd.png,0.5,a.png\n"
+RESPECTS = "a,similarity:style,b,similarity:colour,by\na.png,0.5,b.png,,x\nd.png,1,a.png,-2,y\nb.png,,d.png,3,z\n"
 TRIPLES = "anchor,positive,negative,by\na.png,b.png,d.png,x\nd.png,sub/c.png,a.png,y\n"
 
 
@@ -34,6 +35,40 @@ def test_pairs_and_triples(tmp_path):
     np.testing.assert_array_equal(triples.rows, [[0, 1, 3], [3, 2, 0]])
     assert triples.similarity is None
     assert (triples.kind, triples.size, len(triples)) == ("triple", 3, 2)
+
+
+def test_pairs_in_several_respects(tmp_path):
+    table = read_pairs(write(tmp_path, RESPECTS), source())
+    assert (table.kind, table.size, table.respects) == ("pair", 2, ("style", "colour"))
+    np.testing.assert_array_equal(table.rows, [[0, 1], [3, 0], [1, 3]])
+    np.testing.assert_array_equal(table.similarity, [[0.5, np.nan], [1, -2], [np.nan, 3]])
+    parts = table.by_respect
+    assert list(parts) == ["style", "colour"]
+    np.testing.assert_array_equal(parts["style"].rows, [[0, 1], [3, 0]])
+    np.testing.assert_array_equal(parts["style"].similarity, [0.5, 1])
+    np.testing.assert_array_equal(parts["colour"].similarity, [-2, 3])
+    assert parts["colour"].respects == ()
+    other = write(tmp_path, RESPECTS.replace(":colour", ":color"), "other.csv")
+    assert read_pairs(other, source()).content_id != table.content_id
+    plain = read_pairs(write(tmp_path, PAIRS), source())
+    assert (plain.respects, plain.by_respect) == ((), {"": plain})
+    triples = read_pairs(write(tmp_path, TRIPLES.replace(",by", ",similarity:x")), source())
+    assert (triples.respects, triples.by_respect) == ((), {"": triples})
+
+    table = read_pairs(write(tmp_path, RESPECTS), source())
+    sampler = PairSampler(table, 4, seed=1)
+    assert "3 pairs of 3 images, in style and colour; 1 images are in none" in sampler.describe()
+    index, columns = sampler.indices(0), sampler.columns(0)
+    assert set(columns) == {"pair/style", "pair/colour"}
+    known = {tuple(row): values for row, values in zip(table.rows, table.similarity, strict=True)}
+    for i in (0, 0, 2, 2):
+        style, colour = known[tuple(index[i : i + 2])]
+        np.testing.assert_array_equal(columns["pair/style"][i : i + 2], [style, style])
+        np.testing.assert_array_equal(columns["pair/colour"][i : i + 2], [colour, colour])
+    settings = DataConfig(image_size=2, threads=1)
+    batch = next(data.train_batches(source(), sampler, settings, 0, 1))
+    np.testing.assert_array_equal(batch["pair/style"], columns["pair/style"])
+    assert batch["pair/colour"].dtype == np.float32
 
 
 def test_content_id_is_of_the_rows_and_the_images(tmp_path):
@@ -66,6 +101,15 @@ def test_content_id_is_of_the_rows_and_the_images(tmp_path):
          "line 3 .*: anchor and positive are the same image, 'a.png'"),
         ("anchor,positive,negative\na.png,b.png,a.png\n", "line 2 .*: anchor and negative are the same image, 'a.png'"),
         ("similarity,a,b\n1,a.png,b.png\n1,d.png,d.png\n", "line 3 .*: a and b are the same image, 'd.png'"),
+        ("a,b,similarity:x,similarity\na.png,b.png,1,1\n",
+         "has a column 'similarity' and others of respects, such as 'similarity:x': give it a respect"),
+        ("a,b,similarity:\na.png,b.png,1\n", "has a column 'similarity:': expected a name of letters"),
+        ("a,b,similarity:my style\na.png,b.png,1\n", "has a column 'similarity:my style': expected a name"),
+        ("a,b,similarity:x,similarity:x\na.png,b.png,1,1\n", "must have the columns a, b, similarity:x, similarity:x, or"),
+        ("a,similarity:x\na.png,1\n", "must have the columns a, b, similarity:x, or anchor"),
+        ("a,b,similarity:x,similarity:y\na.png,b.png,1,0\nb.png,d.png,1,no\n", "line 3 .*: the similarity:y is 'no', expected a"),
+        ("a,b,similarity:x,similarity:y\na.png,b.png,1,0\nb.png,d.png,,\n", "line 3 .*: nothing is known of this pair"),
+        ("a,b,similarity:x,similarity:y\na.png,b.png,1,\n", "has no number in its column 'similarity:y'"),
         ("anchor,positive,negative\na.png,x,zzz\n", "positive is 'x'.*they are called like 'a.png'"),
     ],
 )  # fmt: skip

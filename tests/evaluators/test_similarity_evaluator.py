@@ -326,6 +326,20 @@ def test_rows_of_the_evaluator():
     triples = PairTable(np.array([[0, 1, 2]]), None, 24, "")
     rows, _ = subject(unlabelled, pairs=triples).rows(("similarity",))
     assert {(r.method, r.level) for r in rows} == {("similarity/triplet_accuracy", "triples")}
+    given = np.stack([table.similarity, np.arange(30)], axis=1).astype(np.float32)
+    given[:4, 0], given[20:, 1] = np.nan, np.nan
+    graded = PairTable(table.rows, given, 24, "", ("style", "colour"))
+    rows, details = subject(unlabelled, pairs=graded).rows(("similarity",))
+    values = {(r.method, r.level): r.accuracy for r in rows}
+    style, colour = (
+        table_similarity(features, PairTable(table.rows[part], given[part, column], 24, ""))
+        for column, part in enumerate((slice(4, 30), slice(0, 20)))
+    )
+    assert values["similarity/auc", "pairs/style"] == style.auc[0]
+    assert values["similarity/spearman", "pairs/style"] == style.spearman
+    assert values["similarity/spearman", "pairs/colour"] == colour.spearman
+    assert ("similarity/auc", "pairs/colour") not in values
+    assert set(details) == {f"pixels/similarity/pairs/{name}" for name in ("style", "colour")}
     assert subject(unlabelled).rows(("similarity",)) == ([], {})
     assert "data.pairs names no table" in said[-1]
     assert subject(features.take(np.zeros(3, int))).rows(("similarity",)) == ([], {})

@@ -1,4 +1,4 @@
-"""Losses on the scores of pairs against loops, walks over blocks of rows, and planted similarities that are found again."""
+"""Losses on the scores of pairs against loops, in little memory, and planted similarities that are found again."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from jaxcl.losses import similarity
+from jaxcl.losses import anchors, similarity
 from jaxcl.methods.scorers import ScorerSpec, mahalanobis_matrix
 
 LABELS = np.array(
@@ -194,39 +194,19 @@ def test_rows_without_order_have_no_price_and_no_gradient(loss):
     assert np.any(slope)
 
 
-# Blocks of rows
-
-
-@pytest.mark.parametrize(("count", "at_once"), [(1, 1), (7, 14), (12, 60)])
-def test_blocks_of_rows_change_nothing(count, at_once):
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(count, 3)).astype(np.float32)
-
-    def loss(x, at_once):
-        def rows(part):
-            s = part["x"] @ x.T
-            return {"a": jnp.sum(jnp.tanh(s), 1), "b": s[:, :1] * part["n"][:, None]}
-
-        given = {"x": x, "n": jnp.arange(1.0, count + 1)}
-        made = similarity.over_rows(rows, given, count, at_once=at_once)
-        return jnp.sum(made["a"] ** 2) + jnp.sum(jnp.sin(made["b"])), made
-
-    both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    whole, found = both(x, 10**6), both(x, at_once)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+# Memory
 
 
 def test_memory_is_linear_in_the_rows():
     """The matrix of the scores of 16,384 rows would take a gigabyte."""
     rows = jax.ShapeDtypeStruct((16384, 16), jnp.float32)
 
-    def loss(x):
-        def some(part):
-            s = part @ x.T
-            return similarity.list_net(s, jnp.round(jnp.abs(s)))
+    def some(part, whole):
+        s = part @ whole.T
+        return similarity.list_net(s, jnp.round(jnp.abs(s)))
 
-        return jnp.sum(similarity.over_rows(some, x, len(x), at_once=2**21))
+    def loss(x):
+        return jnp.sum(anchors.over_anchors(some, x, x, len(x)))
 
     made = jax.jit(jax.grad(loss)).lower(rows).compile()
     assert made.memory_analysis().temp_size_in_bytes < 2**27

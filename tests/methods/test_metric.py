@@ -293,7 +293,8 @@ def test_the_memory_is_a_reference_of_earlier_batches():
     np.testing.assert_allclose(first.loss, alone, rtol=1e-6)
     assert first.metrics["dictionary_filled"] == 0
     extra = method.after_update(extra, params, first.carry, jnp.asarray(1))
-    second = outcome(method, params, seed=2, extra=extra)
+    others = np.arange(BATCH) + BATCH
+    second = outcome(method, params, seed=2, extra=extra, index=others)
     kept = losses.Reference(
         jnp.asarray(embeddings(params, 1)), jnp.asarray(np.repeat(LABELS[:, 1], 2))
     )
@@ -303,8 +304,50 @@ def test_the_memory_is_a_reference_of_earlier_batches():
     assert abs(expected - losses.margin_contrastive(z, ROWS)) > 1e-3
     np.testing.assert_allclose(second.metrics["dictionary_filled"], 12 / 14, rtol=1e-6)
     waits = {**extra, "updates": jnp.asarray(0)}
-    early = outcome(method, params, seed=2, extra=waits)
+    early = outcome(method, params, seed=2, extra=waits, index=others)
     np.testing.assert_allclose(early.loss, losses.margin_contrastive(z, ROWS), rtol=1e-6)
+
+
+def contrastive_by_loops(rows, labels, memory):
+    """Margins 0 and 1 over pairs of different rows, and of rows and kept keys [(z, label)]; nothing is of unknown label."""
+    near, far = [], []
+    for i, (own, label) in enumerate(zip(rows, labels, strict=True)):
+        others = [key for j, key in enumerate(zip(rows, labels, strict=True)) if j != i]
+        for z, other in others + memory:
+            d = np.linalg.norm(own / np.linalg.norm(own) - z / np.linalg.norm(z))
+            if other == label:
+                near.append(d)
+            elif d < 1:
+                far.append(1 - d)
+    return np.mean(near) + np.mean(far)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_image_of_the_batch_is_not_met_in_the_memory(views):
+    """What the memory kept of it would be its own positive; what it kept of other images counts."""
+    method = metric(views, objective="margin_contrastive", memory_size=views * (BATCH + 2))
+    params = {**linear_params(0), "method": {}, "backbone": jnp.zeros(1)}
+    extra = method.init_extra({"params": params}, jax.random.key(0))
+    labels, index = np.array([0, 1, 0, 2, 2, 1]), np.array([4, 9, 2, 0, 7, 5])
+    both = np.stack([labels // 2, labels], axis=1)
+    first = outcome(method, params, both, seed=1, extra=extra, index=index, views=views)
+    extra = method.after_update(extra, params, first.carry, jnp.asarray(1))
+    # Image 4 is there again, image 2 too, at another place.
+    index_now, labels_now = np.array([4, 1, 3, 2, 8, 6]), np.array([0, 1, 1, 0, 2, 2])
+    both = np.stack([labels_now // 2, labels_now], axis=1)
+    second = outcome(method, params, both, seed=2, extra=extra, index=index_now, views=views)
+
+    def by_loops(left_out):
+        kept = embeddings(params, 1, views).astype(np.float64)
+        keys = zip(kept, np.repeat(labels, views), np.repeat(index, views), strict=True)
+        memory = [(z, label) for z, label, image in keys if image not in left_out]
+        rows = embeddings(params, 2, views).astype(np.float64)
+        return contrastive_by_loops(rows, np.repeat(labels_now, views), memory)
+
+    np.testing.assert_allclose(second.loss, by_loops(index_now), rtol=1e-5)
+    assert abs(second.loss - by_loops(())) > 1e-3
+    filled = second.metrics["dictionary_filled"]
+    np.testing.assert_allclose(filled, (BATCH - 2) / (BATCH + 2), rtol=1e-6)
 
 
 # What is refused

@@ -1,5 +1,6 @@
 """Similarity learning: its scorers, its loss in every mode against loops, tables, devices, and a whole run."""
 
+import dataclasses
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from labelled_run import BATCH, config, linear_params, linear_views
 from jaxcl import config as config_lib
 from jaxcl import data, experiment, models, probe, train
 from jaxcl import mesh as mesh_lib
+from jaxcl.losses import anchors
 from jaxcl.losses import similarity as losses
 from jaxcl.methods import Similarity
 from jaxcl.methods.scorers import SCORERS, ScorerSpec, mahalanobis_matrix
@@ -307,6 +309,86 @@ def test_triples_of_a_table():
     np.testing.assert_allclose(out.loss, np.mean(expected), rtol=1e-5)
 
 
+def in_respects(made, params, **columns):
+    """`loss_of` on a network with a linear head for each respect, at params[respect]."""
+    batch = {"label": jnp.asarray(LABELS), "index": jnp.arange(BATCH)}
+    batch |= {f"pair/{name}": jnp.asarray(x, jnp.float32) for name, x in columns.items()}
+
+    def apply(params, batch_stats, images, train, key):
+        x = images.reshape(len(images), -1)
+        return (x, {name: (x @ params[name],) for name in made.heads}), batch_stats
+
+    run = jax.jit(
+        lambda *a: made.loss(apply, a[0], {}, {}, a[1], linear_views(0), jax.random.key(0))
+    )
+    return run(params, batch)
+
+
+@pytest.mark.parametrize("mode", ["regression", "classification", "ranking"])
+def test_each_respect_of_a_table_has_a_space(mode):
+    """Regression, several labels and order: in each respect by its own head, scorer and numbers, and all respects count alike."""
+    objective = {"regression": "mse", "classification": "binary", "ranking": "softplus"}[mode]
+    scorer = ScorerSpec("mahalanobis", rank=3)
+    made = method(
+        mode=mode, objective=objective, target="pairs", respects=("style", "colour"), scorer=scorer
+    )
+    assert set(made.heads) == {"style", "colour"}
+    assert made.columns == ("pair/style", "pair/colour")
+    rng = np.random.default_rng(4)
+    kernels = {name: rng.normal(size=(12, WIDTH)).astype(np.float32) / 5 for name in made.heads}
+    params = {**kernels, "method": made.init_params(jax.random.key(0))}
+    own = params["method"]
+    assert not np.array_equal(own["style"]["scorer"]["map"], own["colour"]["scorer"]["map"])
+    nan = np.nan
+    known = {"style": [0.2, 0.2, 0.9, 0.9, nan, nan], "colour": [1, 1, 0.4, 0.4, 0.6, 0.6]}
+
+    def by_loops(name):
+        images = np.asarray(linear_views(0).images, np.float64)
+        z = images.reshape(BATCH, 2, -1) @ kernels[name]
+        pairs = [
+            (score(scorer, own[name]["scorer"], z[i, v], z[i + 1, v]), known[name][i])
+            for i in range(0, BATCH, 2)
+            for v in range(2)
+            if not np.isnan(known[name][i])
+        ]
+        if mode == "regression":
+            return np.mean([(s + 1 - t) ** 2 for s, t in pairs])
+        if mode == "ranking":
+            leads = [
+                (a - b) / 0.1 for (a, t), (b, u) in itertools.product(pairs, repeat=2) if t > u
+            ]
+            return np.mean([math.log1p(math.exp(-lead)) for lead in leads])
+        logits = [((s + 0.5) / 0.1, t >= 0.5) for s, t in pairs]
+        return np.mean([math.log1p(math.exp(-x if similar else x)) for x, similar in logits])
+
+    out = in_respects(made, params, **known)
+    expected = {name: by_loops(name) for name in made.heads}
+    np.testing.assert_allclose(out.loss, np.mean(list(expected.values())), rtol=1e-4)
+    assert (out.metrics["known_pairs_style"], out.metrics["known_pairs_colour"]) == (4, 6)
+    assert set(out.metrics) == {f"{m}_{r}" for m in ("pearson", "known_pairs") for r in made.heads}
+    assert out.embeddings.shape == (BATCH, 2, 2 * WIDTH)
+    # What nothing is known of in this batch does not count.
+    out = in_respects(made, params, **{**known, "style": [nan] * BATCH})
+    np.testing.assert_allclose(out.loss, expected["colour"], rtol=1e-4)
+
+
+def test_respects_that_a_table_does_not_have_are_named():
+    made = method(mode="regression", target="pairs", respects=("style",))
+    params = {"style": np.zeros((12, WIDTH)), "method": made.init_params(jax.random.key(0))}
+    with pytest.raises(
+        ValueError,
+        match=r"respects=\('style',\): the table .* has the columns similarity:a, similarity:b; expected",
+    ):
+        in_respects(made, params, a=np.ones(BATCH), b=np.ones(BATCH))
+    plain = method(mode="regression", target="pairs")
+    with pytest.raises(
+        ValueError, match=r"respects=\(\): the table .* has the columns similarity:a;"
+    ):
+        loss_of(plain, params_of(plain), **{"pair/a": np.ones(BATCH)})
+    with pytest.raises(ValueError, match="the batch has no pairs; name a table"):
+        in_respects(made, params)
+
+
 # What cannot be
 
 
@@ -325,6 +407,9 @@ def test_triples_of_a_table():
         ({"by_depth": (0.0, 1.0), "target": "pairs"}, "it is for target='tree'"),
         ({"mode": "classification", "target": "pairs"}, "'ordinal' needs the numbers that divide"),
         ({"edges": (0.5, 0.2)}, "that ascend"),
+        ({"respects": ("style",)}, "they are for target='pairs', not 'tree'"),
+        ({"respects": ("a", "a"), "target": "pairs"}, "expected different names of letters"),
+        ({"respects": ("a b",), "target": "pairs"}, "expected different names of letters"),
         ({"by_depth": (0.0, 1.0, 0.5)}, "numbers that nowhere fall"),
         ({"by_depth": (1.0, 1.0, 1.0)}, "and rise somewhere"),
     ],
@@ -420,28 +505,15 @@ def test_the_number_of_devices_does_not_matter(objective, monkeypatch):
 
 def _same_on_all_devices(mode, objective, monkeypatch):
     made = method(mode=mode, objective=objective, scorer=ScorerSpec("mlp", hidden=4))
-    rng = np.random.default_rng(3)
-    z = rng.normal(size=(32, 2, WIDTH))
-    labels = np.stack([rng.integers(-1, 3, 32), np.arange(32) % 12 // 4], 1).astype(np.int32)
-    labels[labels[:, 0] < 0] = -1
-    own = made.init_params(jax.random.key(0))
-
-    def apply(params, batch_stats, images, train, key):
-        return (images, {"projection": (images,)}), batch_stats
-
-    def loss(own, z, labels):
-        views = labelled_run.Views(z, {})
-        batch = {"label": labels, "index": jnp.arange(32)}
-        return made.loss(apply, {"method": own}, {}, {}, batch, views, jax.random.key(0)).loss
-
-    reference = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(own, z, labels)
-    real = losses.over_rows
-    monkeypatch.setattr(losses, "over_rows", lambda f, rows, n: real(f, rows, n, at_once=3 * n))
+    own, z, labels = embedded(made, 32)
+    both = value_and_slopes(made)
+    reference = jax.jit(both)(own, z, labels)
+    monkeypatch.setattr(anchors, "ELEMENTS", 3 * 2 * 32 * (2 * WIDTH + 4))
     for devices in (1, 2, 4, 8) if objective == "list_net" else (8,):
         mesh = mesh_lib.make_mesh(jax.devices()[:devices])
         rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
         step = jax.jit(
-            experiment.in_sight_of(mesh, jax.value_and_grad(loss, argnums=(0, 1))),
+            experiment.in_sight_of(mesh, both),
             in_shardings=(whole, rows, rows),
         )
         found = step(own, jax.device_put(z, rows), jax.device_put(labels, rows))
@@ -450,8 +522,46 @@ def _same_on_all_devices(mode, objective, monkeypatch):
         assert labelled_run.distance(found[1], reference[1]) <= 1e-10
 
 
+def embedded(made, images):
+    """Parameters of the method, embeddings z[B, 2, D] in float64, and labels, some of which are not known."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(images, 2, WIDTH))
+    coarse, fine = rng.integers(-1, 3, images), np.arange(images) % 12 // 4
+    labels = np.stack([coarse, np.where(coarse < 0, -1, fine)], 1).astype(np.int32)
+    return made.init_params(jax.random.key(0)), z, labels
+
+
+def value_and_slopes(made):
+    """(parameters of the method, embeddings, labels) -> the loss, and its gradients by the first two."""
+
+    def apply(params, batch_stats, images, train, key):
+        return (images, {"projection": (images,)}), batch_stats
+
+    def loss(own, z, labels):
+        views = labelled_run.Views(z, {})
+        batch = {"label": labels, "index": jnp.arange(len(z))}
+        return made.loss(apply, {"method": own}, {}, {}, batch, views, jax.random.key(0)).loss
+
+    return jax.value_and_grad(loss, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("objective", ["ndcg", "mse"])
+def test_blocks_change_nothing(objective, monkeypatch):
+    """Five rows of fourteen at a time, the last block filled up with zeros, where distances have a kink."""
+    mode = "ranking" if objective == "ndcg" else "regression"
+    made = method(mode=mode, objective=objective, scorer=ScorerSpec("l2"))
+    own, z, labels = embedded(made, 7)
+    z = z.astype(np.float32)
+    expected = jax.jit(value_and_slopes(made))(own, z, labels)
+    monkeypatch.setattr(anchors, "ELEMENTS", 5 * 14 * (14 if objective == "ndcg" else 2))
+    found = jax.jit(value_and_slopes(made))(own, z, labels)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    assert labelled_run.distance(found[1], expected[1]) <= 1e-5
+
+
 @pytest.mark.slow
-def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("respects", [(), ("same", "near")])
+def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
     """Digits with a table: trained, scored on a table of other images, continued, and refused with another table."""
     monkeypatch.setattr(models, "build", tiny_network.build)
     labelled_run.write_digits(tmp_path, train=60, test=40)
@@ -462,9 +572,11 @@ def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
         lines = []
         for _ in range(rows):
             a, b = rng.choice(len(source), size=2, replace=False)
-            alike = int(source.labels[a, 0] == source.labels[b, 0])
-            lines.append(f"{source.name(a)},{source.name(b)},{alike}\n")
-        (tmp_path / name).write_text("a,b,similarity\n" + "".join(lines))
+            gap = abs(int(source.labels[a, 0]) - int(source.labels[b, 0]))
+            near = ("", f",{int(gap < 3)}" if len(lines) % 4 else ",")[bool(respects)]
+            lines.append(f"{source.name(a)},{source.name(b)},{int(gap == 0)}{near}\n")
+        columns = ",".join(f"similarity:{name}" for name in respects) or "similarity"
+        (tmp_path / name).write_text(f"a,b,{columns}\n" + "".join(lines))
         return str(tmp_path / name)
 
     made = config(
@@ -476,6 +588,7 @@ def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
             "method.mode": "classification",
             "method.objective": "binary",
             "method.target": "pairs",
+            "method.respects": respects,
             "evaluation.gallery": "train",
             "evaluation.validation": "test",
             "evaluation.test": "test",
@@ -494,13 +607,19 @@ def test_a_run_on_a_table_of_pairs(tmp_path, monkeypatch):
     assert result["complete"]
     assert np.isfinite(result["metrics"]["loss"])
     values = {(r["method"], r["level"]): r["accuracy"] for r in result["rows"]}
-    assert 0 <= values["similarity/auc", "pairs"] <= 1
-    assert -1 <= values["similarity/spearman", "pairs"] <= 1
+    levels = [f"pairs/{name}" for name in respects] or ["pairs"]
+    for level in levels:
+        assert 0 <= values["similarity/auc", level] <= 1
+        assert -1 <= values["similarity/spearman", level] <= 1
     assert ("similarity/spearman", "all") in values  # the labels have their own rows
 
     options = probe.Options(str(tmp_path / "run"), evaluations=("similarity",), baselines=False)
     probed = {(r["method"], r["level"]): r["accuracy"] for r in probe.probe(options)["rows"]}
-    assert probed["similarity/auc", "pairs"] == pytest.approx(values["similarity/auc", "pairs"])
+    for level in levels:
+        assert probed["similarity/auc", level] == pytest.approx(values["similarity/auc", level])
+    if respects:
+        (own,) = probe.probe(dataclasses.replace(options, layer="z:near"))["rows"][:1]
+        assert own["features"] == probe.TRAINED
 
     table("train.csv", "train", 50)
     with pytest.raises(train.RunError, match="content_id"):

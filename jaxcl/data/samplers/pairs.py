@@ -54,8 +54,9 @@ class PairSampler:
         """How many rows and images there are, and what an epoch leaves out."""
         used, images = len(np.unique(self.table.rows)), self.table.images
         rest = f"; {images - used:,} images are in none" if images > used else ""
+        respects = f", in {' and '.join(self.table.respects)}" if self.table.respects else ""
         return (
-            f"{len(self.table):,} {self.table.kind}s of {used:,} images{rest}; an epoch leaves out"
+            f"{len(self.table):,} {self.table.kind}s of {used:,} images{respects}{rest}; an epoch leaves out"
             f" {self._rows.left_out} {self.table.kind}s, others each time"
         )
 
@@ -64,11 +65,16 @@ class PairSampler:
         return self.table.rows[self._rows.indices(step)].reshape(-1)
 
     def columns(self, step: int) -> dict[str, npt.NDArray[Any]]:
-        """{"pair": f32[B], the similarity of each image's row} or {"triple": f32[B], ones}."""
-        rows = self._rows.indices(step)
+        """What is known of each image's row, f32[B] each, by the names of `jaxcl.data.pairs`."""
         if self.table.similarity is None:
             return {"triple": np.ones(self.batch_size, np.float32)}
-        return {"pair": np.repeat(self.table.similarity[rows], self.table.size)}
+        rows, names = self._rows.indices(step), self.table.respects
+        columns = self.table.similarity[rows].reshape(len(rows), -1).T
+        keys = [f"pair/{name}" for name in names] if names else ["pair"]
+        return {
+            key: np.repeat(column, self.table.size)
+            for key, column in zip(keys, columns, strict=True)
+        }
 
     def __repr__(self) -> str:
         return f"PairSampler({len(self.table)} {self.table.kind}s, batch_size={self.batch_size})"
