@@ -1,7 +1,7 @@
 """HiConE, which has the constraint and no weights, with the settings of the authors' code (Zhang et al., CVPR 2022).
 
     python -m jaxcl.main --config=configs/hicone.py --config.data.path=DIR --config.init.path=resnet50.safetensors
-    python -m jaxcl.main --config=configs/hicone.py:modelnet40 ...               (or :imagenet, :inaturalist)
+    python -m jaxcl.main --config=configs/hicone.py:modelnet40 ...               (or :imagenet, :inaturalist, :cifar100)
 
 All but the loss is as in `himulcone`, which says more.
 """
@@ -14,7 +14,7 @@ from jaxcl import config as config_lib
 
 
 def get_config(arg: str = "deepfashion") -> ConfigDict:
-    """The experiment; arg is deepfashion, modelnet40, imagenet or inaturalist."""
+    """The experiment; arg is deepfashion, modelnet40, imagenet, inaturalist or cifar100."""
     c = config_lib.load(f"{Path(__file__).with_name('himulcone.py')}:{arg}")
     c.name, c.method.variant = f"hicone_{arg}", "hicone"
     return c

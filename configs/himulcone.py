@@ -2,6 +2,7 @@
 
     python -m jaxcl.main --config=configs/himulcone.py --config.data.path=DIR --config.init.path=resnet50.safetensors
     python -m jaxcl.main --config=configs/himulcone.py:modelnet40 ...          (or :imagenet, :inaturalist)
+    python -m jaxcl.main --config=configs/himulcone.py:cifar100 --config.data.path=TFDS_DIR         (from scratch)
     python -m jaxcl.main --config=configs/himulcone.py --config.method.form=paper ...
     python -m jaxcl.probe --workdir=runs/himulcone_deepfashion --eval=sgd,retrieval,clustering,hierarchy
 
@@ -22,7 +23,12 @@ in the frozen layers go on moving, in both. Batches have 512 images and not the 
 `jaxcl.data.samplers.hierarchical` says how else they differ. A tenth of the training images of DeepFashion and ModelNet40 is held
 out for validation. Images are evaluated at the centre 0.875 of their shorter side, the code's at all of it. To begin from an
 untrained network, set `--config.init.path= --config.optim.frozen="()"`.
+
+`cifar100` (20 superclasses, 100 classes) is not the paper's. It is `supcon_cifar10.py:cifar100` with a ResNet-18, from scratch, and a
+head of 512-512-128: its views and schedule, and its batches of 1024, which are made of groups of relatives.
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -31,9 +37,11 @@ from jaxcl.views import presets
 
 
 def get_config(arg: str = "deepfashion") -> ConfigDict:
-    """The experiment; arg is deepfashion, modelnet40, imagenet or inaturalist."""
+    """The experiment; arg is deepfashion, modelnet40, imagenet, inaturalist or cifar100."""
+    if arg == "cifar100":
+        return cifar100()
     if arg not in DATA:
-        raise ValueError(f"{arg!r}: expected {', '.join(DATA)} after the colon")
+        raise ValueError(f"{arg!r}: expected {', '.join(DATA)} or cifar100 after the colon")
     views = presets.hierarchical(224)
     c = config_lib.base("hierarchical", views, variant="himulcone", temperature=0.1)
     c.name = f"himulcone_{arg}"
@@ -86,6 +94,18 @@ def inaturalist(c: ConfigDict) -> None:
     """Species and supercategories; as a gallery 579,184 images are too many to be asked while training."""
     c.data.name, c.data.dataset = "inaturalist", "2017"
     c.evaluation.levels = ("supercategory", "species")
+
+
+def cifar100() -> ConfigDict:
+    """Superclasses and classes of CIFAR-100, whose TFDS features are so called."""
+    supcon = config_lib.load(f"{Path(__file__).with_name('supcon_cifar10.py')}:cifar100")
+    c = config_lib.with_method(supcon, "hierarchical", variant="himulcone", temperature=0.1)
+    c.name = "himulcone_cifar100"
+    c.data.label_keys, c.data.sampler = ("coarse_label", "label"), "hierarchical"
+    c.model.name, c.method.projection.layers = "resnet18", (-1, 128)
+    c.evaluation.levels = ("coarse_label", "label")
+    c.evaluation.extra = ("retrieval", "clustering", "hierarchy")
+    return c
 
 
 DATA = {

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from sklearn.datasets import load_digits
 
 from jaxcl import config as config_lib
-from jaxcl import data, models, study, train
+from jaxcl import data, models, probe, study, train
 from jaxcl.config import ConfigError
 from jaxcl.data import pipeline
 from jaxcl.report import figures
@@ -465,6 +465,37 @@ def test_measures_are_taken_once_and_added_to_finished_cells(fake, tmp_path):
     assert result.failed["a, seed 0"] == "RuntimeError: cannot be measured"
 
 
+def test_the_difference_of_two_values_is_a_value(fake, tmp_path):
+    differences = {"gap": ("counts/seed", "knn/class"), "none": ("knn/class", "counts/strange")}
+    fields = {"measures": [Counts(2.0)], "metrics": [Metric("gap")], "differences": differences}
+    made = make(**fields, contrasts=[Contrast("a", "b", "gap")])
+    result, _ = run(made, tmp_path)
+    assert result.row("b").values["gap"] == pytest.approx({0: 0 - 0.2, 1: 2 - 0.21})
+    assert "none" not in result.row("b").values
+    assert result.comparisons[0].differences == pytest.approx({0: 0.1, 1: 0.1})
+    stored = json.loads((tmp_path / "study.json").read_text())
+    assert stored["differences"]["gap"] == ["counts/seed", "knn/class"]
+
+
+def test_a_probe_of_a_cell(monkeypatch):
+    """What is asked arrives at the probe, and only the trained encoder's values are kept; other methods are not probed."""
+    asked = []
+
+    def probed(options):
+        asked.append(options)
+        row = {"method": "knn", "level": "class", "features": probe.TRAINED, "accuracy": 0.5}
+        return {"rows": [row, {**row, "features": probe.UNTRAINED, "accuracy": 0.1}]}
+
+    monkeypatch.setattr(probe, "probe", probed)
+    config = config_lib.from_dict({**base().to_dict(), "seed": 7})
+    measure = study.Probe("z", "z", ("retrieval",), levels=("class",), test="train", only="simclr")
+    assert measure("somewhere", config) == {"knn/class": 0.5}
+    assert (asked[0].layer, asked[0].evaluations, asked[0].seed) == ("z", ("retrieval",), 7)
+    assert (asked[0].levels, asked[0].test) == (("class",), "train")
+    assert dataclasses.replace(measure, only="looc")("somewhere", config) == {}
+    assert len(asked) == 1
+
+
 def test_long_cells_are_named(fake, tmp_path):
     made = make(["a"], seconds=1000)
     run(made, tmp_path)
@@ -593,6 +624,7 @@ def digits(tmp_path_factory):
 
 def test_a_real_study_continues_an_interrupted_cell(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "build", tiny_network.build)
+    monkeypatch.setattr("jaxcl.report.geometry.TSNE_LIMIT", 0)  # a map by PCA, which takes no time
     c = base(
         **{
             "data.name": "idx",
@@ -610,7 +642,14 @@ def test_a_real_study_continues_an_interrupted_cell(digits, tmp_path, monkeypatc
         base=c,
         seeds=(0,),
         floors="none",
-        measures=[study.Probe("z", layer="z", evaluations=("knn",))],
+        measures=[
+            study.Probe("z", layer="z", evaluations=("knn",)),
+            study.Probe(
+                "seen", evaluations=("retrieval",), train="val", gallery="val", test="train"
+            ),
+            study.LevelMap(),
+            study.LevelMap("none", seeds=(1,)),
+        ],
         metrics=[Metric("knn/label"), Metric("z/knn/label"), Metric("log/loss", percent=False)],
     )
     whole, _ = run(made, tmp_path / "whole")
@@ -620,6 +659,16 @@ def test_a_real_study_continues_an_interrupted_cell(digits, tmp_path, monkeypatc
     # Without a head z is h.
     assert row.values["z/knn/label"] == row.values["knn/label"]
     assert set(whole.row("untrained encoder").values) == {"knn/label"}
+    folder = tmp_path / "whole" / "cells" / "none" / "seed-0"
+    (record,) = json.loads((folder / "probe-seen.json").read_text())
+    splits = record["splits"]
+    assert (splits["last"], splits["gallery"], splits["test"]) == ("val", "val", "train")
+    (found,) = (r for r in record["rows"] if r["method"] == "retrieval/recall@1")
+    assert (found["queries"], found["settings"]["gallery"]) == (64, 48)
+    assert row.values["seen/retrieval/recall@1/label"] == {0: found["accuracy"]}
+    with Image.open(folder / "map.png") as picture:
+        assert picture.width > 300
+    assert not (folder / "none.png").exists()
 
     real = pipeline.train_batches
 

@@ -55,35 +55,6 @@ def spaces_of(config: Config) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadsTogether:
-    """LooC++: all heads' hidden layers, or outputs, side by side; for cells of LooC only.
-
-    Attributes:
-      name: prefix of its values.
-      layer: "heads:hidden" or "heads".
-    """
-
-    name: str = "heads"
-    layer: str = "heads:hidden"
-
-    def __call__(self, workdir: str, config: Config) -> Mapping[str, float]:
-        """Categories, few-shot and the angle, as the cell's own results are about h."""
-        if config.method["name"] != "looc":
-            return {}
-        options = probe.Options(
-            workdir,
-            layer=self.layer,
-            evaluations=("linear", "rotation", "fewshot"),
-            levels=("category",),
-            baselines=False,
-            seed=config.seed,
-            out=str(Path(workdir) / f"probe-{self.name}.json"),
-        )
-        rows = probe.probe(options)["rows"]
-        return {f"{row['method']}/{row['level']}": row["accuracy"] for row in rows}
-
-
-@dataclasses.dataclass(frozen=True)
 class EachSpace:
     """Every space by itself: flags, and the neighbours of turned images.
 
@@ -251,7 +222,17 @@ def get_study() -> study.Study:
             ),
         ],
         seeds=(0, 1, 2, 3, 4),
-        measures=[HeadsTogether(), EachSpace()],
+        # LooC++: the hidden layers of all heads side by side, asked what h is asked.
+        measures=[
+            study.Probe(
+                "heads",
+                "heads:hidden",
+                ("linear", "rotation", "fewshot"),
+                levels=("category",),
+                only="looc",
+            ),
+            EachSpace(),
+        ],
         seconds=120,
         paper="ResNet-50, ImageNet-100, 500 epochs. Its figures stand here from memory and were not checked.",
         differs="Emoji of 32 px in crops of 20, ResNet-18 of a quarter of the width, 100 steps of 128 images for every cell. Budgets"

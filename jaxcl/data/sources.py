@@ -69,8 +69,7 @@ def _open(config: DataConfig, split: str) -> Source:
 
 
 def _emoji(config: DataConfig, split: str) -> Source:
-    del config  # there is nothing to choose
-    return emoji.load(split)
+    return emoji.load(config.splits.get(split, split))
 
 
 def _folder(config: DataConfig, split: str) -> Source:

@@ -9,6 +9,7 @@ reader's light or dark setting, and treats every label and file name as text.
 from jaxcl.report.curves import Curves
 from jaxcl.report.geometry import layout, nearest
 from jaxcl.report.images import Gallery
+from jaxcl.report.levels import LevelSheet, levels_png, tree_colours
 from jaxcl.report.maps import Map
 from jaxcl.report.page import Report, Section, render, write_report
 from jaxcl.report.sheets import Neighbours, Pairs
@@ -19,6 +20,7 @@ __all__ = [
     "Confusion",
     "Curves",
     "Gallery",
+    "LevelSheet",
     "Map",
     "Neighbours",
     "Pairs",
@@ -27,8 +29,10 @@ __all__ = [
     "Section",
     "SpaceSheet",
     "layout",
+    "levels_png",
     "nearest",
     "render",
     "spaces_png",
+    "tree_colours",
     "write_report",
 ]

@@ -160,11 +160,14 @@ def logs(directory: epath.Path) -> dict[str, float | None]:
     return {f"log/{k}": finite(v) for k, v in last.items() if k not in ("step", *metrics.TIMES)}
 
 
-def all_values(record: Record, measures: Sequence[Measure]) -> dict[str, float | None]:
-    """The values of a record: those of its run, and of the measures that the study has now."""
+def all_values(record: Record, study: Study) -> dict[str, float | None]:
+    """The values of a record: those of its run, and of the measures and differences that the study has now."""
     found = dict(record["values"])
-    for measure in measures:
+    for measure in study.measures:
         found |= record["measures"].get(repr(measure), {"values": {}})["values"]
+    for name, keys in study.differences.items():
+        first, second = (found.get(key) for key in keys)
+        found[name] = None if first is None or second is None else first - second
     return found
 
 

@@ -7,10 +7,12 @@ import math
 import os
 
 import numpy as np
+from etils import epath
 
-from jaxcl import checkpoint, probe
+from jaxcl import checkpoint, data, probe
 from jaxcl.config import Config
 from jaxcl.probe import Options
+from jaxcl.report import LevelSheet, levels_png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +21,40 @@ class Probe:
 
     Attributes:
       name: prefix of its values, "<name>/<method>/<level>".
-      layer: "h", "z", "head:1", ...
-      evaluations: some of "knn", "linear", "sgd", "finetune".
+      layer: "h", "z", "head:1", "heads:hidden", ...
+      evaluations: some of `jaxcl.probe.options.EVALUATIONS`. What is to be asked at other levels is a measure of its own.
       labels: shares of the labels.
+      levels: names of the label levels; () for the run's.
+      test: split that is scored; "" for the run's.
+      train: split that is learned from; "" for the run's.
+      gallery: split that retrieval searches; "" for the run's, or the test images themselves, each without the query.
+      only: name of the method whose cells are probed; others have no such values. "" for all.
     """
 
     name: str
     layer: str = "h"
     evaluations: tuple[str, ...] = ("knn", "linear")
     labels: tuple[float, ...] = (1.0,)
+    levels: tuple[str, ...] = ()
+    test: str = ""
+    train: str = ""
+    gallery: str = ""
+    only: str = ""
 
     def __call__(self, workdir: str, config: Config) -> dict[str, float]:
         """Accuracies of the trained encoder."""
+        if self.only and config.method["name"] != self.only:
+            return {}
         record = probe.probe(
             Options(
                 workdir,
                 layer=self.layer,
                 evaluations=self.evaluations,
                 labels=self.labels,
+                levels=self.levels,
+                test=self.test,
+                train=self.train,
+                gallery=self.gallery,
                 baselines=False,
                 seed=config.seed,
                 out=os.path.join(workdir, f"probe-{self.name}.json"),
@@ -47,6 +65,38 @@ class Probe:
             for row in record["rows"]
             if row["features"] == probe.TRAINED
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelMap:
+    """A picture, `<name>.png` in the cell's folder: h of a split's images on a plane, coloured once for each label level.
+
+    Attributes:
+      name: of the picture. There are no values.
+      levels: label levels, by name; () for all.
+      split: of the images; "" for the run's test split.
+      seeds: the seeds of which a picture is made.
+    """
+
+    name: str = "map"
+    levels: tuple[str, ...] = ()
+    split: str = ""
+    seeds: tuple[int, ...] = (0,)
+
+    def __call__(self, workdir: str, config: Config) -> dict[str, float]:
+        """Nothing; it writes the picture."""
+        if config.seed not in self.seeds:
+            return {}
+        split = self.split or config.evaluation.test
+        spaces = probe.Spaces.open(workdir)
+        features = spaces.features(spaces.batches(split))["h"]
+        tree = data.load(config.data, split).tree
+        sheet = LevelSheet(
+            features.h, features.labels, tree.levels, tree.names, self.levels, config.seed
+        )
+        picture = levels_png(sheet, f"{config.name}: {split}")
+        (epath.Path(workdir) / f"{self.name}.png").write_bytes(picture)
+        return {}
 
 
 DICTIONARIES = ("extra/queue", "extra/bank")

@@ -136,7 +136,7 @@ def collect(
             if record is None:
                 continue
             last = record
-            merge(values, seed, cells_lib.all_values(record, study.measures))
+            merge(values, seed, cells_lib.all_values(record, study))
             for floor, found in record["floors"].items():
                 merge(floors[floor], seed, found)
             measured = (record["measures"].get(repr(m), {"seconds": 0.0}) for m in study.measures)
@@ -205,6 +205,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seeds": result.seeds,
         "warnings": result.warnings,
         "metrics": [dataclasses.asdict(m) for m in study.metrics],
+        "differences": dict(study.differences),
         "cells": {
             row.name: {
                 "settings": row.settings,

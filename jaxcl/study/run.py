@@ -146,7 +146,7 @@ def run_study(
             (run.directory / ERROR).write_text(traceback.format_exc())
             say(f"  FAILED: {failed[run.title]}\n  ({run.directory / ERROR})")
             continue
-        values = cells_lib.all_values(record, study.measures)
+        values = cells_lib.all_values(record, study)
         found = "  ".join(f"{m.heading} {m.show(values.get(m.key))}" for m in study.metrics)
         left = (time.monotonic() - began) / number * (len(todo) - number)
         say(f"  {found}  {time.monotonic() - started:.0f} s; about {left / 60:.0f} min left")

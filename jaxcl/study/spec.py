@@ -65,7 +65,7 @@ class Metric:
 
     Attributes:
       key: which value of a cell: "<method>/<level>" of the run's results ("knn/category", "linear/subcategory"), "log/<name>"
-        for what the training logged last ("log/loss"), or "<measure>/..." of the study's measures.
+        for what the training logged last ("log/loss"), "<measure>/..." of the study's measures, or one of its `differences`.
       label: heading; "" for the key.
       percent: shown as 100 times the value, with a decimal; else with four digits.
     """
@@ -172,6 +172,7 @@ class Study:
       split: "test": the splits are the base's. "validation": the base's validation split is scored, with the gallery alone
         behind it, and the test split is not opened; for choosing settings.
       measures: what else is measured on each finished cell.
+      differences: name -> two keys of values: a further value, the first less the second.
       floors: the cell beside whose results raw pixels and the untrained encoder are scored too; "" for none.
       seconds: what a cell may take on the machine that the study was made for; a longer one is named. 0 for no limit.
       paper: what the paper did and found.
@@ -188,6 +189,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     split: str = "test"
     measures: Sequence[Measure] = ()
+    differences: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     floors: str = ""
     seconds: float = 0.0
     paper: str = ""

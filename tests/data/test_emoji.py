@@ -3,6 +3,7 @@ import csv
 import hashlib
 import json
 import pathlib
+import re
 from importlib import resources
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from corpus import png
 from PIL import Image
 
-from jaxcl.data import emoji
+from jaxcl.data import DataConfig, emoji, load
 from jaxcl.data.emoji import atlas, rebuild, source
 
 FOLDER = pathlib.Path(str(resources.files("jaxcl.data.emoji")))
@@ -106,9 +107,41 @@ def test_equal_drawings_are_as_many_as_the_text_says(everything):
     assert sum(image.tobytes() in seen for image in emoji.load("test").images) == 12
 
 
-def test_unknown_split():
-    with pytest.raises(ValueError, match="no split 'valid'"):
-        emoji.load("valid")
+@pytest.mark.parametrize(
+    "split", ["valid", "", "train/apple", "train[:10]", "train[10%:]", "train[:10%]/google"]
+)
+def test_unknown_split(split):
+    with pytest.raises(ValueError, match=re.escape(f"no split {split!r}; it has ['train', 'val'")):
+        emoji.load(split)
+
+
+def test_a_share_of_the_codes_with_both_drawings():
+    train = emoji.load("train")
+    codes, small, large = (
+        set(emoji.load(split).labels[:, 2].tolist())
+        for split in ("train", "train[:10%]", "train[:50%]")
+    )
+    assert small < large < codes
+    assert (len(codes), len(small), len(large)) == (1240, 124, 620)
+    part = load(DataConfig(splits={"train": "train[:10%]"}), "train")
+    rows = [i for i in range(len(train)) if train.labels[i, 2] in small]
+    np.testing.assert_array_equal(part.images, train.images[rows])
+    np.testing.assert_array_equal(part.labels, train.labels[rows])
+    assert part.tree == train.tree
+    assert part.content_id != train.content_id
+    np.testing.assert_array_equal(np.bincount(part.vendor), [124, 124])
+    assert len(np.unique(part.labels[:, 0])) == 9  # all categories
+    assert emoji.load("train[:100%]").content_id == train.content_id
+    with pytest.raises(ValueError, match=r"\[:0%\]: expected a share"):
+        emoji.load("train[:0%]")
+
+
+def test_the_drawings_of_one_vendor():
+    seen, google, few = (emoji.load(s) for s in ("seen", "seen/google", "seen/twitter[:1%]"))
+    np.testing.assert_array_equal(google.labels, seen.labels[seen.vendor == 0])
+    assert set(google.vendor.tolist()) == {0}
+    assert len(few) == round(len(google) / 100)
+    assert all(few.name(i).startswith("twitter ") for i in range(len(few)))
 
 
 def test_changed_files_are_refused(monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import io
+import re
 from importlib import resources
 
 import numpy as np
@@ -18,6 +19,8 @@ from jaxcl.data.labels import Labels, LabelTree
 
 VENDORS = ("google", "twitter")
 SPLITS = ("train", "val", "seen", "test", "all")
+
+_EXPRESSION = re.compile(r"(?P<split>\w+)(?:/(?P<vendor>\w+))?(?:\[:(?P<percent>\d+)%\])?")
 
 # What has been published with these data stays comparable only while they stay the same.
 PIXELS_SHA256 = "49141dd5ceebd5d547fffff7cb4a29bfc7ae25bd229b0469b62a301c83df4b62"
@@ -49,7 +52,7 @@ class EmojiSource(ArraySource):
 
 
 def load(split: str) -> EmojiSource:
-    """Loads a split of the emoji set; the ids of the labels are the same in all splits.
+    """Loads a split of the emoji set, or a part of one; the ids of the labels are the same in all of them.
 
     Splits are by code, and both drawings of a code are on the same side: "test" has the 25 % of
     codes that training never sees, "val" 10 % of all codes for choosing settings, "train" the
@@ -59,13 +62,27 @@ def load(split: str) -> EmojiSource:
     A vendor may draw two codes alike (families, flags of territories): 68 drawings are equal to
     one of another code, pixel by pixel, and 12 of the 952 in "test" to one in "seen".
 
+    Args:
+      split: one of `SPLITS`. "train[:10%]" is that share of its codes, rounded, at least one, chosen by a digest, with both
+        drawings of each; a smaller share is contained in a larger one. "train/google" has one vendor's drawings only;
+        both may be asked for, "train/google[:10%]".
+
     Raises:
-      ValueError: unknown split, or files that differ from the published ones.
+      ValueError: unknown split or vendor, no share in (0, 100], or files that differ from the published ones.
     """
-    if split not in SPLITS:
-        raise ValueError(f"the emoji set has no split {split!r}; it has {list(SPLITS)}")
+    found = _EXPRESSION.fullmatch(split)
+    if not found or found["split"] not in SPLITS or found["vendor"] not in (None, *VENDORS):
+        raise ValueError(
+            f"the emoji set has no split {split!r}; it has {list(SPLITS)}, parts of them by vendor, as in 'train/google',"
+            " and shares of their codes, as in 'train[:10%]'"
+        )
     images, labels, tree, names, vendor, part = _all()
-    rows = np.flatnonzero(_members(split, part))
+    member = _members(found["split"], part)
+    if found["vendor"]:
+        member &= vendor == VENDORS.index(found["vendor"])
+    if found["percent"]:
+        member &= _few(labels[:, -1], tree.names[-1], member, int(found["percent"]))
+    rows = np.flatnonzero(member)
     return EmojiSource(
         images[rows], labels[rows], tree, tuple(names[i] for i in rows), vendor[rows]
     )
@@ -77,6 +94,20 @@ def _members(split: str, part: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
     if split == "seen":
         return part != "test"
     return part == split
+
+
+def _few(
+    codes: npt.NDArray[np.int32],
+    names: tuple[str, ...],
+    member: npt.NDArray[np.bool_],
+    percent: int,
+) -> npt.NDArray[np.bool_]:
+    """Which drawings are of a share of the members' codes, the first ones by a digest of their names."""
+    if not 0 < percent <= 100:
+        raise ValueError(f"[:{percent}%]: expected a share of the codes in (0, 100]")
+    known = np.unique(codes[member]).tolist()
+    known.sort(key=lambda code: hashlib.sha256(names[code].encode()).digest())
+    return np.isin(codes, known[: max(1, round(percent / 100 * len(known)))])
 
 
 @functools.cache
