@@ -265,6 +265,9 @@ def show(
 def main(argv: list[str]) -> None:
     """Flags, then `show`."""
     logging.set_verbosity(logging.WARNING)
+    if {"-h", "--help"} & {*argv}:
+        print(__doc__, _flags.get_help(), sep="\n")
+        return
     try:
         command.parse(argv, _flags)
         if _flags["config"].value is None:

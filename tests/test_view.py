@@ -189,3 +189,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit, match=r"jaxcl.view: .*nothing"):
         view.main(argv)
+
+
+def test_help(capsys):
+    view.main(["view", "--help"])
+    text = capsys.readouterr().out
+    assert "--[no]histograms" in text
+    assert "Figure 6" in text
