@@ -124,16 +124,16 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
         for name in names
     }
     if len(columns) <= WIDEST:
-        made.add_column("features")
+        made.add_column("features", overflow="fold")
         for method, level in columns:
-            made.add_column(f"{method}\n{level}", justify="right")
+            made.add_column(f"{method}\n{level}", justify="right", overflow="fold")
         for name in names:
             made.add_row(name, *(texts[name, *column] for column in columns))
         return made
-    made.add_column("method")
-    made.add_column("level")
+    made.add_column("method", overflow="fold")
+    made.add_column("level", overflow="fold")
     for name in names:
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", overflow="fold")
     for column in columns:
         made.add_row(*column, *(texts[name, *column] for name in names))
     return made
