@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from etils import epath
@@ -12,6 +13,9 @@ from jaxcl import mesh
 
 NAME = "run.lock"
 """The file in the workdir that is locked. That it is there says nothing: it stays when the run has ended."""
+
+
+_SETTLE = 0.2  # seconds in which who has just locked the file has written its name
 
 
 class InUseError(OSError):
@@ -27,7 +31,7 @@ class InUseError(OSError):
 
 
 @contextlib.contextmanager
-def hold(workdir: epath.PathLike, say: Callable[[str], None]) -> Iterator[None]:
+def hold(workdir: epath.PathLike, say: Callable[[str], None], name: str = NAME) -> Iterator[None]:
     """Within, no other run can hold the workdir, which is made if it is not there. Reading it stays free.
 
     Process 0 holds the lock; the others come here too and learn whether it could. A bucket has no locks: there, and in a
@@ -36,6 +40,7 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None]) -> Iterator[None]:
     Args:
       workdir: of the run.
       say: gets a line where the file system has no locks.
+      name: of the file that is locked.
 
     Raises:
       InUseError: another run has the workdir.
@@ -49,7 +54,7 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None]) -> Iterator[None]:
     refused: OSError | None = None
     if mesh.is_main():
         try:
-            held = _take(root, say)
+            held = _take(root, say, name)
         except OSError as error:  # the others must hear of it, whatever it is
             refused = error
     try:
@@ -58,17 +63,21 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            os.ftruncate(held, 0)
-            os.close(held)
+            # An error that is under way must not be hidden by one of these.
+            with contextlib.suppress(OSError):
+                os.ftruncate(held, 0)
+            with contextlib.suppress(OSError):
+                os.close(held)
 
 
-def _take(root: epath.Path, say: Callable[[str], None]) -> int:
+def _take(root: epath.Path, say: Callable[[str], None], name: str) -> int:
     """The descriptor of the locked file; to close it is to unlock it."""
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(root / name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        time.sleep(_SETTLE)  # until then the name may be that of a run that was killed
         holder = os.read(descriptor, 1000).decode(errors="replace").strip()
         os.close(descriptor)
         raise InUseError(
@@ -80,6 +89,8 @@ def _take(root: epath.Path, say: Callable[[str], None]) -> int:
         say(
             f"{root} cannot be locked ({error.strerror}): nothing keeps another run from writing there"
         )
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    # A name for others to read: on a full disk there is none, and the run's own files say why.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor

@@ -125,6 +125,8 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
         views=method.views,
         crop_seed=config.seed,
     )
+    if main and restored is None:
+        forget_skipped(root, mesh_lib.process_count())
     # The other processes have no logger, and bad images and a file of them of their own.
     skipped = held.enter_context(
         data.Skipped(
@@ -213,8 +215,14 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     networks = {"raw pixels": None, "untrained encoder": network(built.init(key)), **trained}
     rows: list[evaluators.Row] | None = None
     again = restored is not None and first_step == total_steps
-    if again and config.evaluation.test:
-        rows = kept_rows(root / RESULTS, stored["evaluation"], say)
+    scored: dict[str, Any] = {"evaluation": stored["evaluation"]}
+    if online and config.evaluation.test:
+        scored |= {
+            "content": online.content_ids(),
+            "data": {"max_pixels": stored["data"]["max_pixels"]},  # larger images are left out
+        }
+        if again:
+            rows = kept_rows(root / RESULTS, scored, say)
     if mesh_lib.agree(rows is None) or rows is None:
         rows = []
         if online and config.evaluation.test:
@@ -222,7 +230,7 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
             rows = online.table_rows(networks if config.evaluation.baselines else trained)
         # Asked again without a table, the run keeps the one that it has.
         if main and (rows or not again):
-            write_rows(root / RESULTS, step, stored["evaluation"], rows)
+            write_rows(root / RESULTS, step, scored, rows)
     next_steps = what_next(root)
     if main and rows:
         title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
@@ -251,41 +259,48 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
 
 
 def kept_rows(
-    path: epath.Path, evaluation: Mapping[str, Any], say: Callable[[str], None]
+    path: epath.Path, scored: Mapping[str, Any], say: Callable[[str], None]
 ) -> list[evaluators.Row] | None:
-    """The rows of results.json, if they are of these settings; None if not, or if there are none.
+    """The rows of results.json, if they are of these settings and data; None if not, or if there are none.
 
     Args:
       path: of the file.
-      evaluation: the settings of the evaluation.
+      scored: what is scored and how: settings, and the contents of the splits and tables.
       say: gets a line, unless there is no file.
     """
     if not path.exists():
         return None
     try:
         kept = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        kept = None
-    if not isinstance(kept, dict) or "evaluation" not in kept:
-        say(f"{path} does not say by which settings it was made: the run is evaluated again")
+        found = checkpoint.config_diff({k: kept[k] for k in scored if k in kept}, scored)
+        rows = [evaluators.Row(**row) for row in kept["rows"]]
+    except (ValueError, KeyError, TypeError):
+        say(f"{path} cannot be read as results: the run is evaluated again")
         return None
-    found = checkpoint.config_diff(kept["evaluation"], evaluation)
     if found:
-        changed = ", ".join(f"evaluation.{d.key}" for d in found)
-        say(f"{path} was made with other settings ({changed}): the run is evaluated again")
+        changed = ", ".join(d.key for d in found)
+        say(f"{path} is of other settings or data ({changed}): the run is evaluated again")
         return None
     say(f"this run is complete; its results are from {path}")
-    return [evaluators.Row(**row) for row in kept["rows"]]
+    return rows
 
 
 def write_rows(
-    path: epath.Path, step: int, evaluation: Mapping[str, Any], rows: list[evaluators.Row]
+    path: epath.Path, step: int, scored: Mapping[str, Any], rows: list[evaluators.Row]
 ) -> None:
     """Writes results.json; the old one stays whole until the new one is."""
-    plain = {"step": step, "evaluation": evaluation, "rows": [row.as_dict() for row in rows]}
+    plain = {"step": step, **scored, "rows": [row.as_dict() for row in rows]}
     new = path.parent / f"{path.name}.new"
     new.write_text(json.dumps(plain, indent=2))
     new.replace(path)
+
+
+def forget_skipped(root: epath.Path, processes: int) -> None:
+    """Removes what an earlier run of more processes has left; the processes of this one begin their own files anew."""
+    for path in root.glob("skipped-*.txt"):
+        number = path.stem.removeprefix("skipped-")
+        if number.isdecimal() and int(number) >= processes:
+            path.unlink()
 
 
 def warn(text: str) -> None:

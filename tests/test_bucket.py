@@ -87,6 +87,8 @@ def test_the_names_of_skipped_images_are_written_now_and_then(objects, monkeypat
         def name(self, index):
             return f"{index}.png"
 
+        place = name
+
         def __getitem__(self, index):
             raise data.BadExample(self.name(index), "not an image")
 

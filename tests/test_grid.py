@@ -49,8 +49,7 @@ def test_pairs_that_diverge_are_left_out():
     assert search(grid, diverging, said.append) == Choice(0.4, 0.0, 0.4)
     assert sum("diverges" in line for line in said) == 2
     limit = 0.0
-    with pytest.raises(FloatingPointError, match="diverges with every pair"):
-        search(grid, diverging, said.append)
+    assert search(grid, diverging, said.append) is None
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,38 @@ def test_a_workdir_that_cannot_be_made_is_an_error_of_every_process(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), lock.hold(tmp_path / "file" / "run", print):
         raise AssertionError
+
+
+def test_a_refused_run_is_told_the_name_of_who_has_just_come(tmp_path, monkeypatch):
+    """Who has locked the file a moment ago has not yet written its name over that of a run that was killed."""
+    path = tmp_path / lock.NAME
+    with lock.hold(tmp_path, print):
+        path.write_text("process 1 on before\n")
+        monkeypatch.setattr(
+            lock.time, "sleep", lambda seconds: path.write_text("process 2 on now\n")
+        )
+        with pytest.raises(lock.InUseError) as error, lock.hold(tmp_path, print):
+            raise AssertionError
+    assert error.value.holder == "process 2 on now"
+
+
+def test_a_full_disk_hides_no_error_and_keeps_no_lock(tmp_path, monkeypatch):
+    def full(descriptor, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "ftruncate", full)
+        with pytest.raises(KeyError), lock.hold(tmp_path, print):
+            raise KeyError
+    with lock.hold(tmp_path, print):
+        pass
+
+
+def test_locks_of_two_names_are_two_locks(tmp_path):
+    with (
+        lock.hold(tmp_path, print, "other.lock"),
+        lock.hold(tmp_path, print),
+        pytest.raises(lock.InUseError),
+        lock.hold(tmp_path, print, "other.lock"),
+    ):
+        raise AssertionError

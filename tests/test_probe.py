@@ -288,6 +288,8 @@ def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
             for i in range(12):
                 pixels = np.clip(rng.normal(level, 30, (10, 9, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{i}.png")
+    bad = tmp_path / "own" / "test" / "dark" / "bad.png"
+    bad.write_bytes(b"no image")
     momenta = []
     real = evaluators.finetune
 
@@ -300,13 +302,17 @@ def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
         Options(
             str(workdir),
             data=f"folder:{tmp_path / 'own'}",
-            settings=("data.splits={'train': 'train', 'test': 'test'}", "model.bn_momentum=0.5"),
+            settings=(
+                "data.splits={'train': 'train', 'test': 'test'}",
+                "data.on_bad=skip",
+                "model.bn_momentum=0.5",
+            ),
             evaluations=("knn", "linear", "finetune"),
             baselines=False,
             epochs=1.0,
             batch_size=8,
             scratch=0.0,
-            out=str(tmp_path / "elsewhere" / "transfer.json"),
+            out=str(tmp_path / "elsewhere" / "v1.2"),
         )
     )
     rows = {r["method"]: r for r in record["rows"]}
@@ -316,8 +322,22 @@ def test_transfer_to_a_folder(workdir, tmp_path, monkeypatch):
     assert record["data"]["name"] == "folder"
     assert record["data"]["channels"] == 1  # what the network was trained on
     assert momenta == [0.9]  # by the rule for transfer
-    assert (tmp_path / "elsewhere" / "transfer.json").exists()
+    assert (tmp_path / "elsewhere" / "v1.2").exists()
+    named = (tmp_path / "elsewhere" / "v1.2.skipped.txt").read_text()
+    assert named.startswith(f"{str(bad)!r}\t")
+    assert named.count("\n") == 1
+    assert record["skipped"] >= 1
     assert not (workdir / "probe.json").exists()
+
+
+def test_the_spaces_of_a_run_name_the_images_that_they_leave_out(tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    config = make_config(tmp_path, **{"data.name": "folder", "data.on_bad": "skip"})
+    batches = list(probe.Spaces(config, {}, {}, 8, 1).batches("train"))
+    assert sum(int(batch["mask"].sum()) for batch in batches) == 2
+    assert f"skipped, cannot be read: {str(tmp_path / '1.png')!r}" in capsys.readouterr().out
 
 
 def pair_of(recipe):
@@ -428,6 +448,97 @@ def test_lengths_and_rates_of_the_recipe_for_transfer(workdir, monkeypatch):
     # 180 images of 200 are learned from while settings are chosen: 180 steps an epoch, then 200.
     momenta = [network.model.config.bn_momentum for network, _ in calls]
     np.testing.assert_allclose(momenta[:9], [1 - 10 / 180] * 8 + [1 - 10 / 200], rtol=1e-3)
+
+
+def test_what_diverges_is_left_out_and_the_others_are_written(workdir, monkeypatch, capsys):
+    """The control alone; then everything, of which the grid was searched once for seen and unseen images."""
+    grid = probe.Grid((0.1,), (0.0, 1e-3))
+    descent = functools.partial(probe.Descent, grid=grid, scratch_grid=grid)
+    monkeypatch.setattr(probe.run, "Descent", descent)
+    calls = []
+
+    def finetune(task, network, variables, recipe):
+        calls.append(recipe.epochs)
+        if recipe.epochs >= least:
+            raise FloatingPointError("not finite")
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    least = 3
+    options = Options(
+        str(workdir), evaluations=("finetune",), recipe="transfer", epochs=2.0, scratch=1.5
+    )
+    record = probe.probe(options)
+    assert [row["features"] for row in record["rows"]] == ["trained encoder"]
+    assert calls == [2, 2, 2, 3, 3]
+    (line,) = record["left_out"]
+    assert line == (
+        "untrained encoder, finetune of label on 'test': the loss is not finite at any pair of the grid;"
+        " --scratch=0 goes without this control"
+    )
+    assert f"left out: {line}" in capsys.readouterr().out
+    # Without the search it is the training itself.
+    record = probe.probe(dataclasses.replace(options, recipe="v1", labels=(0.5,)))
+    assert len(record["rows"]) == 1
+    assert "finetune 50% of label on 'test': not finite; --scratch=0" in record["left_out"][0]
+    calls.clear()
+    least = 1
+    with pytest.raises(
+        SystemExit, match=r"there is no result; trained encoder, .* a lower --lr; untr"
+    ):
+        probe.main(
+            [
+                *(f"--workdir={workdir}", "--eval=finetune", "--recipe=transfer", "--epochs=2"),
+                *("--set=data.holdout=0.2", "--train=train", "--validation=val", "--test=test"),
+                *("--unseen=test", "--unseen_train=seen"),
+            ]
+        )
+    assert calls == [2, 2, 4, 4]
+    assert len(json.loads((workdir / "probe.json").read_text())) == 2
+
+
+def test_settings_of_unseen_classes_are_chosen_once(workdir, monkeypatch):
+    """Both parts choose on the same images, and learn from others then."""
+    grid = probe.Grid((0.1, 0.2), (0.0,))
+    monkeypatch.setattr(probe.run, "Descent", functools.partial(probe.Descent, grid=grid))
+    calls = []
+
+    def finetune(task, network, variables, recipe):
+        calls.append((len(task.train), len(task.test)))
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    names = {"train": "train", "validation": "val", "test": "test", "unseen": "test"}
+    options = Options(
+        str(workdir),
+        evaluations=("finetune",),
+        recipe="transfer",
+        scratch=0.0,
+        settings=("data.holdout=0.2",),
+        unseen_train="seen",
+        labels=(1.0, 0.5),
+        **names,
+    )
+    record = probe.probe(options)
+    held = calls[0][1]
+    assert calls[:3] == [(TRAIN - held, held)] * 2 + [(TRAIN - held, TEST)]
+    assert len(calls) == 8
+    assert calls[6] == (TRAIN, TEST)
+    assert {row["settings"]["learning_rate"] for row in record["rows"]} == {0.1}
+    assert len(record["rows"]) == 4
+
+
+def test_the_linear_probe_that_diverges_is_left_out(workdir, monkeypatch):
+    def linear_sgd(task, network, variables, recipe):
+        raise FloatingPointError("not finite")
+
+    monkeypatch.setattr(evaluators, "linear_sgd", linear_sgd)
+    options = Options(str(workdir), evaluations=("knn", "sgd"), baselines=False)
+    record = probe.probe(options)
+    assert [row["method"] for row in record["rows"]] == ["knn"]
+    assert record["left_out"] == [
+        "trained encoder, sgd of label on 'test': not finite; give a lower --lr"
+    ]
 
 
 def test_best_and_numbered_steps(workdir, run):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pathlib
 import re
 import struct
@@ -18,7 +19,7 @@ from scipy import stats as scipy_stats
 from sklearn.datasets import load_digits
 
 from jaxcl import config as config_lib
-from jaxcl import data, models, probe, study, train
+from jaxcl import data, lock, models, probe, study, train
 from jaxcl.config import ConfigError
 from jaxcl.data import pipeline
 from jaxcl.report import figures
@@ -380,6 +381,24 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(fake, tmp_path):
     assert len(fake.calls) == 5
     assert not result.failed
     assert not (tmp_path / "cells" / "a" / "seed-0" / "error.txt").exists()
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(fake, tmp_path):
+    folder = tmp_path / "cells" / "a" / "seed-0"
+    with lock.hold(folder, print, cells.LOCK):
+        for name in ("error.txt", "log.txt", "settings.json"):
+            (folder / name).write_text("of the other")
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        result, text = run(make(), tmp_path, seeds=(0,))
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert fake.calls == [(0.2, 0)]
+    assert not result.failed
+    assert result.unfinished == ("a, seed 0",)
+    assert f"in use by process {os.getpid()} on " in text
+    fake.behave = lambda config: (_ for _ in ()).throw(lock.InUseError("jaxcl.main is", ""))
+    result, text = run(make(["a"]), tmp_path, seeds=(0,))
+    assert not result.failed
+    assert "in use by another process" in text
 
 
 @pytest.mark.parametrize("how", ["stopped", "interrupted"])

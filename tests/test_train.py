@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from etils import epath
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -261,7 +262,10 @@ def test_a_run_stopped_by_a_bad_image_goes_on_without_it(cache, tmp_path, digits
     skip = config_lib.from_dict(tiny(cache, **settings, **{"data.on_bad": "skip"}))
     train.train(skip, str(tmp_path))
     whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "skipped-1.txt").write_text("of a run of two processes that was begun here before\n")
     train.train(skip, str(whole))
+    assert not (whole / "skipped-1.txt").exists()
     assert rows(tmp_path)[-1] == rows(whole)[-1]
     assert rows(whole)[-1]["images_skipped"] == STEPS
     assert leaves(tmp_path) == leaves(whole)
@@ -300,7 +304,10 @@ def test_the_best_checkpoint_is_kept_and_the_table_is_of_the_settings_of_now(
     capsys.readouterr()
     scored = train.train(again, str(tmp_path))["rows"]
     said = capsys.readouterr().out
-    assert "other settings (evaluation.baselines, evaluation.ks, evaluation.linear, " in said
+    assert "other settings or data (content.test, " in said
+    assert ", evaluation.baselines, evaluation.ks, evaluation.linear, " in said
+    stored = json.loads(results.read_text())
+    assert set(stored["content"]) == {"train", "val", "test"}
     assert [(row["method"], row["settings"]["k"]) for row in scored] == [("knn", 7)]
     assert json.loads(results.read_text())["rows"] == scored
     monkeypatch.setattr(evaluators.Online, "table_rows", None)
@@ -310,7 +317,7 @@ def test_the_best_checkpoint_is_kept_and_the_table_is_of_the_settings_of_now(
 
 def test_results_are_used_again_if_they_are_of_the_same_settings(tmp_path):
     path, said = tmp_path / "results.json", []
-    settings = {"ks": (1, 7), "test": "test"}
+    settings = {"evaluation": {"ks": (1, 7), "test": "test"}, "content": {"test": "one"}}
 
     def kept(now=settings):
         return train.kept_rows(path, now, said.append)
@@ -321,11 +328,28 @@ def test_results_are_used_again_if_they_are_of_the_same_settings(tmp_path):
     train.write_rows(path, 6, settings, rows)
     assert kept() == rows
     assert said.pop() == f"this run is complete; its results are from {path}"
-    assert kept({"ks": (1, 7), "test": "val"}) is None
-    assert "made with other settings (evaluation.test)" in said.pop()
-    older = json.loads(path.read_text())
-    del older["evaluation"]
-    for text in (json.dumps(older), json.dumps([]), "{"):
+    assert kept({**settings, "evaluation": {"ks": (1, 7), "test": "val"}}) is None
+    assert "of other settings or data (evaluation.test)" in said.pop()
+    assert kept({**settings, "content": {"test": "one", "pairs/test": "two"}}) is None
+    assert "of other settings or data (content.pairs/test)" in said.pop()
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in whole.items() if k != "content"}))
+    assert kept() is None
+    assert "(content.test)" in said.pop()
+    bad = [[], {k: v for k, v in whole.items() if k != "rows"}]
+    bad += [{**whole, "rows": rows} for rows in (None, 3, [3], [{}], [{"accuracy": 1}])]
+    for text in ("{", *map(json.dumps, bad)):
         path.write_text(text)
         assert kept() is None
-        assert "does not say by which settings" in said.pop()
+        assert "cannot be read as results" in said.pop()
+    path.write_bytes(b"\xff\xfe")
+    assert kept() is None
+    assert "cannot be read as results" in said.pop()
+
+
+def test_files_of_processes_that_are_no_more_are_removed(tmp_path):
+    for name in ("skipped.txt", "skipped-1.txt", "skipped-2.txt", "skipped-mine.txt"):
+        (tmp_path / name).write_text("")
+    train.forget_skipped(epath.Path(tmp_path), 2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["skipped-1.txt", "skipped-mine.txt", "skipped.txt"]

@@ -57,18 +57,29 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What an error message calls the example, for instance its file name."""
 
+    def place(self, index: int) -> str:
+        """Where the example is: a name that no example of another split of the data has too."""
+
     def describe(self) -> str:
         """What the source is, for people, in a line."""
 
 
 class Described:
-    """Gives a source its texts; both depend on its content only."""
+    """Gives a source its texts; what describes it depends on its content only."""
 
     tree: LabelTree
     content_id: str
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} has no length")
+
+    def name(self, index: int) -> str:
+        """What the example is called."""
+        raise TypeError(f"{type(self).__name__} has no names")
+
+    def place(self, index: int) -> str:
+        """Its name, if that tells the splits apart."""
+        return self.name(index)
 
     def describe(self) -> str:
         """Number of images and of the names at each label level, in a line."""

@@ -31,9 +31,10 @@ class DataConfig:
       splits: what a split name means to the source, where the name is not meant itself. For
         "folder" and "records" a folder below `path`; for "table" and "idx" a file name (or its
         beginning) below `path`; for "tfds" any split expression, "train[:90%]"; for "emoji" another of
-        its splits, or a share of the codes of one, "train[:10%]". For a folder or a
-        table without splits leave it empty: "train" is then all of it. For a published layout another
-        of its splits, as in {"train": "train_classes", "test": "test_classes"}.
+        its splits, a share of the codes of one, "train[:10%]", or one vendor's drawings,
+        "train/google". For a folder or a table without splits leave it empty: "train" is then all of
+        it. For a published layout another of its splits, as in {"train": "train_classes", "test":
+        "test_classes"}.
       holdout: share of the examples of "train", chosen by a digest of their names, that become
         "val" instead; "seen" is then both. 0 leaves the splits as the source has them.
       split_file: a file that divides the classes into seen and unseen ones, made by

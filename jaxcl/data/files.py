@@ -69,6 +69,10 @@ class FileSource(Described):
         """The file as listed."""
         return self.files[index]
 
+    def place(self, index: int) -> str:
+        """The file with its folder."""
+        return str(self.folder / self.files[index])
+
 
 def file_size(path: str | os.PathLike[str]) -> int:
     """Bytes of a regular file (links are followed), else `UNREADABLE`."""

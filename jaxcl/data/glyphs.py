@@ -35,6 +35,7 @@ from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont, features
 
 SUFFIXES = (".ttf", ".otf")
+COLLECTIONS = (".ttc", ".otc")
 SPLITS = ("train", "test")
 CATEGORIES = ("Lu", "Ll", "Lo", "Nd")
 """Unicode's capital, small and other letters, and digits."""
@@ -74,7 +75,9 @@ class Report:
       characters: script -> how many characters were drawn.
       images: split -> number of drawings.
       left_out: why -> drawings that were left out.
-      single: scripts of which no two families have the same characters.
+      guests: script -> fonts that have less than half of it, and so take no part in it.
+      undivided: scripts of which no character has a drawing in each split: one family alone has them,
+        or they look alike in all.
       bad: font file -> why it cannot be read.
     """
 
@@ -82,7 +85,8 @@ class Report:
     characters: dict[str, int] = dataclasses.field(default_factory=dict)
     images: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    single: list[str] = dataclasses.field(default_factory=list)
+    guests: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    undivided: list[str] = dataclasses.field(default_factory=list)
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -95,7 +99,11 @@ class Report:
         for why, count in sorted(self.left_out.items()):
             lines.append(f"  {count:,} drawings left out: {why}")
         for what, names in (
-            ("scripts left out, as no two families of fonts have their characters", self.single),
+            ("scripts left out, as no character has a drawing in each split", self.undivided),
+            (
+                "scripts without the fonts that have less than half of them",
+                [f"{script} ({count:,})" for script, count in self.guests.most_common()],
+            ),
             ("fonts cannot be read", [f"{file}: {why}" for file, why in self.bad.items()]),
         ):
             if names:
@@ -112,10 +120,14 @@ def read_fonts(folder: Path) -> tuple[list[Font], dict[str, str]]:
     """
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is not a folder: expected a folder of fonts")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     fonts, bad = [], {}
     for path in files:
         file = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in COLLECTIONS:
+            bad[file] = "a collection, expected a file for each font"
+        if path.suffix.lower() not in SUFFIXES:
+            continue
         try:
             fonts.append(_read_font(path, file))
         except Exception as error:  # a damaged table makes the parser raise anything
@@ -124,7 +136,7 @@ def read_fonts(folder: Path) -> tuple[list[Font], dict[str, str]]:
         text = "; ".join(f"{file}: {why}" for file, why in list(bad.items())[:SHOWN])
         raise ValueError(
             f"no fonts below {str(folder)!r}: expected files named {' or '.join(SUFFIXES)}"
-            + (f"; {len(bad)} such files cannot be read: {text}" if bad else "")
+            + (f"; {len(bad)} files cannot be read: {text}" if bad else "")
         )
     return fonts, bad
 
@@ -182,8 +194,8 @@ def drawings(
     """Draws the characters of every script that two families of fonts have.
 
     A font takes part in a script if it has at least half as many of its characters as the font that has most: many fonts of
-    another script bring a copy of some family's Latin letters. The first characters in the order of their numbers are
-    taken that have a drawing in each split. Of equal drawings of a character one is kept, in "train" if there is one.
+    another script, its guests, bring a copy of some family's Latin letters. The first characters in the order of their numbers
+    are taken that have a drawing in each split. Of equal drawings of a character one is kept, in "train" if there is one.
 
     Args:
       folder: of the fonts.
@@ -205,35 +217,45 @@ def drawings(
     fonts, report.bad = read_fonts(folder)
     made: dict[str, Tile] = {}
     for script in sorted({script for font in fonts for script in font.covers}):
-        most = max(len(font.covers.get(script, ())) for font in fonts)
-        able = [font for font in fonts if 2 * len(font.covers.get(script, ())) >= most]
+        having = [font for font in fonts if script in font.covers]
+        most = max(len(font.covers[script]) for font in having)
+        able = [font for font in having if 2 * len(font.covers[script]) >= most]
+        if len(having) > len(able):
+            report.guests[script] = len(having) - len(able)
         tested = divide({font.family for font in able}, share, seed)
         parts = {
             split: [f for f in able if (f.family in tested) == (split == "test")]
             for split in SPLITS
         }
         drawn = 0
+        used: dict[str, set[str]] = {split: set() for split in SPLITS}
         if all(parts.values()):
             faces = {font.file: _face(folder / font.file) for font in able}
             for code in sorted(frozenset().union(*(font.covers[script] for font in able))):
                 found = _drawings_of(code, script, parts, faces, report)
+                count = {split: len(tiles) for split, tiles in found.items()}
                 if all(found.values()):
                     drawn += 1
                     made |= _named(code, script, found)
-                    report.images.update({split: len(tiles) for split, tiles in found.items()})
+                    report.images.update(count)
+                    for split, tiles in found.items():
+                        used[split].update(tiles)
+                elif any(found.values()):
+                    report.left_out["of a character of one split"] += sum(count.values())
                 if drawn == limit:
                     break
         if drawn:
             report.characters[script] = drawn
             report.families[script] = {
-                split: sorted({font.family for font in part}) for split, part in parts.items()
+                split: sorted({font.family for font in able if font.file in used[split]})
+                for split in SPLITS
             }
         else:
-            report.single.append(script)
+            report.undivided.append(script)
     if not made:
         raise ValueError(
             f"no script of the {len(fonts)} fonts below {str(folder)!r} has characters in two families, one to train on and one"
-            " to test"
+            " to test, that draw them differently"
         )
     return made, report
 

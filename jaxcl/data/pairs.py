@@ -144,6 +144,8 @@ def _respects(table: Path) -> tuple[str, ...]:
       ValueError: a name that cannot be, or a similarity without one besides.
     """
     header = read_header(table)
+    if set(header) >= set(TRIPLE) and not set(header) >= set(PAIR[:2]):
+        return ()
     prefix = f"{SIMILARITY}:"
     respects = tuple(name.removeprefix(prefix) for name in header if name.startswith(prefix))
     for name in respects:
@@ -173,8 +175,10 @@ def _number(column: str, text: str, place: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{place}: the {column} is {text!r}, expected a number")
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"{place}: the {column} is {text!r}, expected a number that float32 can hold"
+        )
     return value
 
 

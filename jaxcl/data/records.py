@@ -144,6 +144,7 @@ class RecordsSource(Described):
             number of records.
         """
         folder = Path(folder)
+        self._folder = folder
         manifest = _read_manifest(folder)
         self.content_id: str = manifest["content_id"]
         self.tree = _tree(manifest)
@@ -191,6 +192,10 @@ class RecordsSource(Described):
     def name(self, index: int) -> str:
         """The number of the record."""
         return f"record {index}"
+
+    def place(self, index: int) -> str:
+        """The number of the record, and the folder."""
+        return f"{self._folder}, record {index}"
 
 
 def read_tree(folder: str | os.PathLike[str]) -> LabelTree:

@@ -46,6 +46,10 @@ class Relabelled(Described):
         """Its name in the source."""
         return self.source.name(index)
 
+    def place(self, index: int) -> str:
+        """Its place in the source."""
+        return self.source.place(index)
+
 
 def relabelled(source: Source, labels: Labels, tree: LabelTree) -> Source:
     """The images of a source with these labels i32[N, L]; images in memory stay in memory."""

@@ -1,4 +1,4 @@
-"""The names of the images that were skipped: each once in a file, the first ones said too."""
+"""The images that were skipped: each named once in a file, by the place where it is, the first ones said too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ class Skipped:
     """Counts the bad images of batches, and names each of them once, however often it is met.
 
     As a context it writes at the end what a bucket has not been given yet.
+
+    Attributes:
+      total: bad images counted so far.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Skipped:
 
         Args:
           say: gets a line for each of the first `SHOWN` images, and one that says where the others are.
-          path: the file, a line "name <tab> reason" for each image; it is made with the first one, and
+          path: the file, a line "place <tab> reason" for each image; it is made with the first one, and
             one process writes it. None for no file.
           resume: whether the images that are named in the file stay there, and are not said again;
             else the file is removed.
@@ -42,6 +45,7 @@ class Skipped:
         self._text = ""  # of a bucket's file, which is written as a whole
         self._written, self._time = 0, -REMOTE_SECONDS
         self._new = 0
+        self.total = 0
         if path is not None and path.exists():
             if resume:
                 self._read(path)
@@ -59,9 +63,10 @@ class Skipped:
           OSError: the file cannot be written.
         """
         bad = [i for i in batch["skipped"].tolist() if i >= 0]
+        self.total += len(bad)
         new = {}
         for index in bad:
-            name = repr(source.name(index))  # which has no tabs and line breaks
+            name = repr(source.place(index))  # which has no tabs and line breaks
             if name not in self._names:
                 self._names.add(name)
                 new[name] = _reason(source, index)
@@ -79,15 +84,22 @@ class Skipped:
     def __enter__(self) -> Skipped:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.flush()
+        except Exception as failed:
+            if error is None:
+                raise
+            # What is under way is the cause, and what a caller must see.
+            self._say(f"{self._path} could not be written: {failed}")
 
     def _read(self, path: epath.Path) -> None:
-        text = path.read_text()
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        whole = "".join(lines)
-        if whole != text:  # a process that was killed has left a part of a line
-            path.write_text(whole)
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        whole = content[:end].decode(errors="replace")
+        if end < len(content):  # a process that was killed has left a part of a line
+            path.write_bytes(content[:end])
+        lines = whole.splitlines()
         self._names = {line.partition("\t")[0] for line in lines}
         if self._remote:
             self._text, self._written = whole, len(whole)
@@ -108,8 +120,12 @@ class Skipped:
             return
         if not self._remote:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(text)
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                error.filename = str(self._path)  # "No space left on device" alone names no file
+                raise
             return
         self._text += text
         if time.monotonic() - self._time > REMOTE_SECONDS:

@@ -45,6 +45,10 @@ class Subset(Described):
         """Its name in the source."""
         return self.source.name(int(self.rows[index]))
 
+    def place(self, index: int) -> str:
+        """Its place in the source."""
+        return self.source.place(int(self.rows[index]))
+
 
 def subset(source: Source, rows: npt.ArrayLike) -> Source:
     """The chosen rows of a source, in the given order; rows of images in memory stay in memory.

@@ -203,7 +203,7 @@ class Online:
             config.extra_levels,
             config.factors,
             say=_log.warning,
-            pairs=data.load_pairs(self._data_config, test_split, self.source(test_split)),
+            pairs=self._pairs(test_split),
             by_depth=self._by_depth,
         )
 
@@ -235,6 +235,22 @@ class Online:
         for batch in data.eval_batches(source, self.config.batch_size, self._data_config):
             self._skipped.count(batch, source)
             yield batch
+
+    def content_ids(self) -> dict[str, str]:
+        """What `table_rows` reads: {name of a split: content id, "pairs/NAME": that of its table of pairs}."""
+        config = self.config
+        tested = {config.test, config.unseen} - {""}
+        others = {config.gallery, config.validation, config.test_gallery}
+        others |= {config.retrieval_gallery, config.unseen_gallery}
+        found = {split: self.source(split).content_id for split in tested | others if split}
+        for split in tested:
+            if table := self._pairs(split):
+                found[f"pairs/{split}"] = table.content_id
+        return found
+
+    def _pairs(self, split: str) -> data.PairTable | None:
+        """The table of pairs of a split, if it has one."""
+        return data.load_pairs(self._data_config, split, self.source(split))
 
     def source(self, split: str) -> Source:
         """The data of a split, loaded once."""

@@ -131,7 +131,7 @@ class Similarity:
                 f"method.respects={self.respects}: they are for target='pairs', not {self.target!r}"
             )
         if len(set(self.respects)) != len(self.respects) or not all(
-            name.isidentifier() for name in self.respects
+            name.isidentifier() and name.isascii() for name in self.respects
         ):
             raise ValueError(
                 f"method.respects={self.respects}: expected different names of letters, digits and _"
@@ -335,8 +335,8 @@ class Similarity:
         if column in batch:
             return batch[column]
         kind = _COLUMNS[self.target]
-        there = [name.replace(kind, "similarity").replace("/", ":") for name in batch]
-        there = sorted(name for name in there if name.partition(":")[0] == "similarity")
+        there = sorted(name for name in batch if name.partition("/")[0] == kind)
+        there = ["similarity" + name.removeprefix(kind).replace("/", ":") for name in there]
         if not there:
             raise ValueError(
                 f"method.target={self.target!r}: the batch has no {self.target}; name a table of them in data.pairs['train']"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,6 +43,8 @@ SCRATCH = dataclasses.replace(LINEAR_SGD, weight_decay=1e-4)
 TRANSFER_STEPS = 20_000
 """Updates of the recipe "transfer"; the paper's control from scratch has twice as many."""
 
+LOWER = "give a lower --lr"
+
 
 @dataclasses.dataclass(frozen=True)
 class Descent(Networks):
@@ -50,10 +53,17 @@ class Descent(Networks):
     Attributes:
       grid: learning rates and weight decays of the recipe "transfer".
       scratch_grid: those of its control from scratch.
+      choices: what was chosen from them, by (network, level, content of the images to learn from and
+        to score): splits that share these images share the choice.
+      left_out: a line about each training that diverged, and so has no row.
     """
 
     grid: Grid = TRANSFER
     scratch_grid: Grid = TRANSFER_SCRATCH
+    choices: dict[tuple[str, int, str, str], Choice | None] = dataclasses.field(
+        default_factory=dict
+    )
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     def linear_sgd(self, name: str, variables: PyTree) -> list[Row]:
         """The linear probe with augmentation, for each level and share of the labels."""
@@ -61,8 +71,10 @@ class Descent(Networks):
         for level_name, share, task in self.tasks():
             recipe = self.recipe(self.at_lr(LINEAR_SGD), self.options.epochs or 90.0)
             self.say(name, "linear by SGD", level_name, share, recipe)
-            trained = evaluators.linear_sgd(task, self.network, variables, recipe)
-            rows.append(Row.of(name, level_name, trained.result, with_share("sgd", share)))
+            method = with_share("sgd", share)
+            with self.unless_it_diverges(name, method, level_name):
+                trained = evaluators.linear_sgd(task, self.network, variables, recipe)
+                rows.append(Row.of(name, level_name, trained.result, method))
         return rows
 
     def finetune(self, variables: PyTree, key: jax.Array) -> list[Row]:
@@ -73,16 +85,34 @@ class Descent(Networks):
                 lambda: self.network.init(key, self.shape),
                 out_shardings=mesh_lib.replicated(self.mesh),
             )()
-        return [
-            self.tuned(name, start, level_name, share, task)
-            for level_name, share, task in self.tasks()
-            for name, start in starts.items()
-        ]
+        rows = []
+        for level_name, share, task in self.tasks():
+            for name, start in starts.items():
+                todo = LOWER if name == TRAINED else "--scratch=0 goes without this control"
+                with self.unless_it_diverges(name, with_share("finetune", share), level_name, todo):
+                    rows.append(self.tuned(name, start, level_name, share, task))
+        return rows
+
+    @contextlib.contextmanager
+    def unless_it_diverges(
+        self, name: str, method: str, level_name: str, todo: str = LOWER
+    ) -> Iterator[None]:
+        """A training that diverges within is said and left out: the others keep their rows."""
+        try:
+            yield
+        except FloatingPointError as error:
+            test = self.splits.names["test"]
+            self.left_out.append(f"{name}, {method} of {level_name} on {test!r}: {error}; {todo}")
+            self.console.print(f"left out: {self.left_out[-1]}")
 
     def tuned(
         self, name: str, variables: PyTree, level_name: str, share: float, task: evaluators.Task
     ) -> Row:
-        """One network trained on one task, by the recipe of the options."""
+        """One network trained on one task, by the recipe of the options.
+
+        Raises:
+          FloatingPointError: the training diverges.
+        """
         scratch = name == UNTRAINED
         factor = self.options.scratch if scratch else 1.0
         what = "trained from scratch" if scratch else "fine-tuned"
@@ -108,11 +138,27 @@ class Descent(Networks):
     def choose(
         self, name: str, variables: PyTree, level_name: str, share: float, level: int
     ) -> Choice:
-        """The learning rate and weight decay with which the validation images are classified best."""
+        """The learning rate and weight decay with which the validation images are classified best.
+
+        Raises:
+          FloatingPointError: the training diverges with every pair of the grid.
+        """
         train, validation = (
             self.part(source, level, share) for source in self.where_settings_are_chosen()
         )
-        task = dataclasses.replace(self.task(train, level), test=validation)
+        key = (name, level, train.content_id, validation.content_id)
+        if key not in self.choices:
+            task = dataclasses.replace(self.task(train, level), test=validation)
+            self.choices[key] = self.searched(name, variables, level_name, share, task)
+        choice = self.choices[key]
+        if choice is None:
+            raise FloatingPointError("the loss is not finite at any pair of the grid")
+        return choice
+
+    def searched(
+        self, name: str, variables: PyTree, level_name: str, share: float, task: evaluators.Task
+    ) -> Choice | None:
+        """The best pair of the network's grid; None if the training diverges with all of them."""
         network = self.trainable(task)
         grid, factor = self.grid, 1.0
         if name == UNTRAINED:

@@ -20,7 +20,8 @@ class Grid:
     Attributes:
       rates: learning rates, before scaling with the batch.
       decays: weight decays times the learning rate: the part of a weight that a step at the full
-        rate takes away. The coefficient of the optimizer is the decay divided by the rate.
+        rate takes away, before momentum, in batches of 256 images; as the rate, it goes with the
+        batch. The coefficient of the optimizer is the decay divided by the rate.
     """
 
     rates: tuple[float, ...]
@@ -60,16 +61,17 @@ class Choice:
 
 def search(
     grid: Grid, score: Callable[[float, float], float], say: Callable[[str], None]
-) -> Choice:
+) -> Choice | None:
     """Tries every pair and takes the best; of equal ones the smaller rate, then the smaller decay.
 
     Args:
       grid: the pairs.
-      score: (rate, decay) -> accuracy on the validation images.
+      score: (rate, decay) -> accuracy on the validation images; a FloatingPointError if the training
+        diverges: the pair is left out.
       say: gets a line about each pair.
 
-    Raises:
-      FloatingPointError: the training diverges with every pair; with some, they are left out.
+    Returns:
+      None if the training diverges with every pair.
     """
     found: list[Choice] = []
     pairs = itertools.product(sorted(grid.rates), sorted(grid.decays))
@@ -81,9 +83,4 @@ def search(
             say(f"{pair}: diverges")
             continue
         say(f"{pair}: {found[-1].validation:.1%} of the validation images")
-    if not found:
-        raise FloatingPointError(
-            f"fine-tuning diverges with every pair of learning rates {grid.rates} and weight decays"
-            f" {grid.decays}: give a lower --lr"
-        )
-    return max(found, key=lambda choice: choice.validation)
+    return max(found, key=lambda choice: choice.validation, default=None)

@@ -42,11 +42,14 @@ CLASSIFY = ("knn", "linear", "sgd", "finetune", "corruption")
 def probe(options: Options) -> dict[str, Any]:
     """Restores a checkpoint's encoder, scores it, prints the table and appends to probe.json.
 
+    Images that cannot be read are named in probe.json.skipped.txt, if they may be skipped at all;
+    the next probe with the same --out begins that file anew.
+
     Returns:
       the record that was written: "step", "layer", "data", "splits", "rows", ...
 
     Raises:
-      ProbeError, ConfigError: an option that cannot be.
+      ProbeError, ConfigError: an option that cannot be, or all that was to be trained diverges.
       CheckpointError: no such checkpoint, another model, or damage.
       ValueError: the data are missing or do not fit.
     """
@@ -94,18 +97,22 @@ def probe(options: Options) -> dict[str, Any]:
         variables = {PIXELS: None, UNTRAINED: fresh, **variables}
 
     out = epath.Path(options.out) if options.out else epath.Path(options.workdir) / RESULTS
-    named = out.with_suffix(".skipped.txt") if mesh_lib.is_main() else None
+    named = out.parent / f"{out.name}.skipped.txt" if mesh_lib.is_main() else None
     skipped = data.Skipped(console.print, named)
     rows: list[Row] = []
     details: dict[str, Any] = {}
+    descent = Descent(options, config, splits, network, shape, mesh, {}, console, skipped)
     for prefix, part in parts.items():
+        # What is chosen and what is left out are of all parts.
         levels = classified_levels(config, options, part)
-        networks = Descent(options, config, part, network, shape, mesh, levels, console, skipped)
+        networks = dataclasses.replace(descent, splits=part, levels=levels)
         found, record = score(networks, variables, key)
         rows += [dataclasses.replace(row, method=prefix + row.method) for row in found]
         details |= {prefix + name: value for name, value in record.items()}
 
     skipped.flush()
+    if descent.left_out and not rows:
+        raise ProbeError(f"there is no result; {'; '.join(descent.left_out)}")
     record = {
         "workdir": options.workdir,
         "step": manifest.step,
@@ -115,7 +122,9 @@ def probe(options: Options) -> dict[str, Any]:
         "splits": splits.names,
         "options": dataclasses.asdict(options),
         "rows": [row.as_dict() for row in rows],
+        "left_out": descent.left_out,
         "details": details,
+        "skipped": mesh_lib.total(skipped.total),
         "devices": mesh_lib.describe(mesh),
         "seconds": round(time.monotonic() - started, 1),
     }

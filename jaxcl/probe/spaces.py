@@ -81,9 +81,12 @@ class Spaces:
         }
 
     def batches(self, split: str) -> Batches:
-        """The images of one of the run's splits."""
+        """The images of one of the run's splits; those that cannot be read are left out and named in print."""
         source = data.load(self.config.data, split)
-        return data.eval_batches(source, self.config.evaluation.batch_size, self.config.data)
+        skipped = data.Skipped(print)
+        for batch in data.eval_batches(source, self.config.evaluation.batch_size, self.config.data):
+            skipped.count(batch, source)
+            yield batch
 
     @functools.cached_property
     def _extract(self) -> Extractor:

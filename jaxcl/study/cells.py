@@ -27,6 +27,8 @@ from jaxcl.study.spec import FLOORS, Cell, Measure, Study
 
 RECORD = "cell.json"
 LOG = "log.txt"
+LOCK = "cell.lock"
+"""Held while a cell is trained and measured, as the run's own lock is only by its training."""
 SETTINGS = "settings.json"
 """The cell's settings as the study gives them; the run itself may complete them in its config.json."""
 TRAINED = "trained encoder"

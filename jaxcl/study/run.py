@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from jaxcl import lock
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.study import cells as cells_lib
@@ -107,7 +108,7 @@ def run_study(
 ) -> Result:
     """Runs what is not finished, and writes study.json, study.md, study.png and study.html.
 
-    A cell that fails is named, and the others go on.
+    A cell that fails is named, and the others go on; one that another process is at is left to it.
 
     Args:
       study: what to run.
@@ -135,12 +136,16 @@ def run_study(
     for number, run in enumerate(todo, start=1):
         say(f"[{number}/{len(todo)}] {run.title} ... ({run.directory / cells_lib.LOG})")
         started = time.monotonic()
-        (run.directory / ERROR).unlink(missing_ok=True)
         try:
-            record = cells_lib.run(study, run.cell, run.config, run.directory)
+            with lock.hold(run.directory, say, cells_lib.LOCK):
+                (run.directory / ERROR).unlink(missing_ok=True)
+                record = cells_lib.run(study, run.cell, run.config, run.directory)
         except (Stopped, KeyboardInterrupt):
             stopped = True
             break
+        except lock.InUseError as error:
+            say(f"  in use by {error.holder or 'another process'}, and left to it")
+            continue
         except Exception as error:
             failed[run.title] = f"{type(error).__name__}: {error}"
             (run.directory / ERROR).write_text(traceback.format_exc())

@@ -48,6 +48,7 @@ def made(tmp_path_factory):
     copy_fonts(fonts / "more fonts", THREE[2:])
     (fonts / "torn.ttf").write_bytes((FONTS / "DejaVuSans.ttf").read_bytes()[:5000])
     (fonts / "text.otf").write_text("no font")
+    (fonts / "two.ttc").write_bytes(b"ttcf")
     (fonts / "LICENSE.txt").write_text("no font, and not called one")
     changed("DejaVuSans-Oblique", "Guest", "ABCαβγδεζηθικλμνξοπρστυφχψω", fonts / "guest.ttf")
     return fonts, root / "data", glyphs.write(fonts, root / "data", LIMIT)
@@ -77,7 +78,7 @@ def test_scripts_and_characters(made):
     assert report.characters == {script: len(found) for script, found in characters.items()}
     assert set(map(len, characters.values())) <= set(range(1, LIMIT + 1))
     # Hebrew is in one family alone.
-    assert "Hebrew" in report.single
+    assert "Hebrew" in report.undivided
     assert "Hebrew" not in characters
 
 
@@ -93,7 +94,7 @@ def test_each_character_is_in_both_splits_in_other_families(made):
     for script in report.characters:
         assert not families[script, "train"] & families[script, "test"]
         for split in ("train", "test"):
-            assert families[script, split] <= set(report.families[script][split])
+            assert report.families[script][split] == sorted(families[script, split])
     count = collections.Counter(split for split, *_ in drawn(data))
     assert report.images == count
     # Both weights of a family that is trained on, or of the one that is tested, stand together.
@@ -108,6 +109,9 @@ def test_a_font_of_another_script_does_not_take_part(made):
     assert all(
         "Guest" not in family for parts in report.families.values() for family in parts.values()
     )
+    assert (report.guests["Latin"], report.guests["Greek"]) == (1, 1)
+    assert "Latin (1)" in "\n".join(report.lines())
+    assert "Cyrillic" not in report.guests
 
 
 def test_the_ink_is_in_the_middle(made):
@@ -138,9 +142,10 @@ def test_the_ink_is_in_the_middle(made):
 
 def test_bad_fonts_are_named_and_counted(made):
     *_, report = made
-    assert sorted(report.bad) == ["text.otf", "torn.ttf"]
+    assert sorted(report.bad) == ["text.otf", "torn.ttf", "two.ttc"]
     text = "\n".join(report.lines())
-    assert "2 fonts cannot be read" in text
+    assert "3 fonts cannot be read" in text
+    assert "two.ttc: a collection" in text
     assert "torn.ttf: " in text
     assert "TTLibError" in report.bad["text.otf"]
 
@@ -167,7 +172,7 @@ def test_equal_drawings_are_kept_once(tmp_path):
     fonts = copy_fonts(tmp_path / "fonts", ["DejaVuSans"])
     changed("DejaVuSans", "Copy", "ABC", fonts / "copy.ttf")
     changed("DejaVuSans", "Original", "ABC", fonts / "DejaVuSans.ttf")
-    with pytest.raises(ValueError, match=r"no script of the 2 fonts .* has characters in two"):
+    with pytest.raises(ValueError, match=r"no script of the 2 fonts .* that draw them differently"):
         glyphs.drawings(fonts)
     changed("DejaVuSerif", "Serif", "ABC", fonts / "serif.ttf")
     families = ("Copy", "Original", "Serif")
@@ -175,6 +180,21 @@ def test_equal_drawings_are_kept_once(tmp_path):
     tiles, report = glyphs.drawings(fonts, share=0.1, seed=seed)
     assert report.images["train"] + report.images["test"] == len(tiles) == 6
     assert report.left_out == {"equal to another font's": 3}
+
+
+def test_what_only_one_split_has_is_counted(tmp_path):
+    """A and B are in both; C and D in two families of one split, of which one has nothing else."""
+    for family, name, characters in (
+        ("One", "DejaVuSans", "ABCD"),
+        ("Two", "DejaVuSerif", "AB"),
+        ("Three", "DejaVuSansMono", "CD"),
+    ):
+        changed(name, family, characters, tmp_path / f"{family}.ttf")
+    seed = next(s for s in range(99) if glyphs.divide(("One", "Two", "Three"), 0.1, s) == {"Two"})
+    tiles, report = glyphs.drawings(tmp_path, share=0.1, seed=seed)
+    assert len(tiles) == 4
+    assert report.left_out == {"of a character of one split": 4}
+    assert report.families == {"Latin": {"train": ["One"], "test": ["Two"]}}
 
 
 def test_characters_without_a_picture():
@@ -247,7 +267,7 @@ def test_what_cannot_be_is_named(tmp_path):
     for source, place, more, message in (
         (tmp_path / "none", out, [], "is not a folder: expected a folder of fonts"),
         (empty, out, [], r"no fonts below .*empty.*: expected files named \.ttf or \.otf$"),
-        (bad, out, [], r"no fonts below .*; 1 such files cannot be read: x\.ttf: TTLibError"),
+        (bad, out, [], r"no fonts below .*; 1 files cannot be read: x\.ttf: TTLibError"),
         (fonts, full, [], "is there already: name a new folder"),
         (fonts, out, ["--characters=0"], "characters=0"),
         (fonts, out, ["--test=1"], r"test=1\.0"),

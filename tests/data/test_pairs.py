@@ -35,6 +35,15 @@ def test_pairs_and_triples(tmp_path):
     np.testing.assert_array_equal(triples.rows, [[0, 1, 3], [3, 2, 0]])
     assert triples.similarity is None
     assert (triples.kind, triples.size, len(triples)) == ("triple", 3, 2)
+    for unused in ("similarity:my score", "a,similarity,similarity:x"):
+        cells = "," * unused.count(",")
+        more = (
+            TRIPLES.replace(",by", f",{unused}")
+            .replace(",x", cells + ",x")
+            .replace(",y", cells + ",y")
+        )
+        same = read_pairs(write(tmp_path, more), source())
+        assert same.content_id == triples.content_id
 
 
 def test_pairs_in_several_respects(tmp_path):
@@ -96,6 +105,7 @@ def test_content_id_is_of_the_rows_and_the_images(tmp_path):
         ("a,b,similarity\na.png,b.png,\n", "the similarity is '', expected a number"),
         ("a,b,similarity\na.png,b.png,nan\n", "the similarity is 'nan', expected a number"),
         ("a,b,similarity\na.png,b.png,inf\n", "the similarity is 'inf', expected a number"),
+        ("a,b,similarity\na.png,b.png,-1e300\n", "the similarity is '-1e300', expected a number that float32 can hold"),
         ("anchor,positive,negative\na.png,b.png,b.png\n", "line 2 .*: positive and negative are the same image, 'b.png'"),
         ("anchor,positive,negative\na.png,b.png,d.png\na.png,a.png,b.png\n",
          "line 3 .*: anchor and positive are the same image, 'a.png'"),

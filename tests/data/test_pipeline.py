@@ -215,7 +215,7 @@ def test_bad_examples_are_replaced_by_the_next_good_one(files, crop):
         )
     assert len(said) == len(substitutes)
     text = " ".join(said)
-    assert all(f"{bad.files[i]!r}: not an image" in text for i in substitutes)
+    assert all(f"{bad.place(i)!r}: not an image" in text for i in substitutes)
     # The stream is the same for a run that is resumed in the middle.
     assert_same(batches[2:], list(train_batches(bad, sampler, setting, 2, 4, views=PROGRAM)))
 

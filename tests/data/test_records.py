@@ -35,6 +35,7 @@ def test_round_trip(folder):
     for i in range(7):
         np.testing.assert_array_equal(source[i]["image"], picture(20 + i, 25))
         np.testing.assert_array_equal(source[i]["label"], LABELS[i])
+    assert source.place(3) == f"{folder}, record 3"
     assert RecordsSource(folder, channels=1)[0]["image"].shape == (20, 25, 1)
 
 

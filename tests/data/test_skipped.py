@@ -1,9 +1,12 @@
 """The file of skipped images, and how many of them are said."""
 
+import os
+
 import numpy as np
 import pytest
 
-from jaxcl.data import BadExample, Skipped, skipped
+from jaxcl.data import BadExample, FolderSource, Skipped, relabel, skipped
+from jaxcl.data.subset import subset
 
 
 class Folder:
@@ -15,6 +18,8 @@ class Folder:
 
     def name(self, index):
         return self.names[index]
+
+    place = name
 
     def __getitem__(self, index):
         self.read += 1
@@ -67,7 +72,8 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
     Skipped([].append, path).count(batch(0, 1, 2), source)
     whole = path.read_text()
     assert len(whole.splitlines()) == 3
-    path.write_text(whole + "'folder/3.p")  # killed in the middle of a line
+    # Killed in the middle of a line, and of a letter.
+    path.write_bytes(whole.encode() + "'folder/é".encode()[:-1])
     said = []
     found = Skipped(said.append, path, resume=True)
     assert said == [f"3 images that cannot be read are named in {path}"]
@@ -87,3 +93,44 @@ def test_what_can_be_read_the_second_time_is_named_too(tmp_path):
     path = tmp_path / "skipped.txt"
     Skipped([].append, path).count(batch(0), Flaky(["x"]))
     assert path.read_text() == "'x'\tcould not be read then, but can be now\n"
+
+
+def test_images_of_one_name_in_two_splits_are_two_images(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for name in ("x.png", "y.png"):
+            (tmp_path / split / name).write_bytes(b"no image")
+    train, test = (FolderSource(tmp_path / split) for split in ("train", "test"))
+    part = subset(relabel.Relabelled(train, train.labels, train.tree), [1])
+    said = []
+    found = Skipped(said.append, tmp_path / "skipped.txt")
+    for rows, source in (((0, 1), train), ((0,), part), ((1,), test)):
+        found.count(batch(*rows), source)
+    assert found.total == 4
+    named = [
+        line.partition("\t")[0] for line in (tmp_path / "skipped.txt").read_text().splitlines()
+    ]
+    assert named == [repr(str(tmp_path / p)) for p in ("train/x.png", "train/y.png", "test/y.png")]
+    assert len(said) == 3
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "skipped.txt"
+    found = Skipped([].append, path)
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        found.count(batch(0), names(1))
+    assert error.value.filename == os.fspath(path)
+
+
+def test_an_error_that_is_under_way_is_not_hidden(monkeypatch):
+    def fails(self):
+        raise OSError("the bucket is gone")
+
+    monkeypatch.setattr(Skipped, "flush", fails)
+    said = []
+    with pytest.raises(KeyError), Skipped(said.append):
+        raise KeyError
+    assert said == ["None could not be written: the bucket is gone"]
+    with pytest.raises(OSError, match="is gone"), Skipped(said.append):
+        pass

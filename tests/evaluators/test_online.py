@@ -161,3 +161,10 @@ def test_a_table_of_pairs_is_scored_without_the_images_that_cannot_be_read(
     assert spearman.accuracy == pytest.approx(spearmanr(scores, truth).statistic)
     assert spearman.settings["pairs"] == 6
     assert "4 of the 10 pairs of the table are left out" in caplog.text
+    # Another table is another content.
+    before = made.content_ids()
+    assert set(before) == {"train", "pairs/train"}
+    (tmp_path / "pairs.csv").write_text("a,b,similarity\n" + "\n".join(lines[1:]) + "\n")
+    after = made.content_ids()
+    assert after["train"] == before["train"]
+    assert after["pairs/train"] != before["pairs/train"]

@@ -385,6 +385,8 @@ def test_respects_that_a_table_does_not_have_are_named():
         ValueError, match=r"respects=\(\): the table .* has the columns similarity:a;"
     ):
         loss_of(plain, params_of(plain), **{"pair/a": np.ones(BATCH)})
+    with pytest.raises(ValueError, match="has the columns similarity:repairs;"):
+        in_respects(made, params, repairs=np.ones(BATCH))
     with pytest.raises(ValueError, match="the batch has no pairs; name a table"):
         in_respects(made, params)
 
@@ -410,6 +412,7 @@ def test_respects_that_a_table_does_not_have_are_named():
         ({"respects": ("style",)}, "they are for target='pairs', not 'tree'"),
         ({"respects": ("a", "a"), "target": "pairs"}, "expected different names of letters"),
         ({"respects": ("a b",), "target": "pairs"}, "expected different names of letters"),
+        ({"respects": ("é",), "target": "pairs"}, "expected different names of letters"),
         ({"by_depth": (0.0, 1.0, 0.5)}, "numbers that nowhere fall"),
         ({"by_depth": (1.0, 1.0, 1.0)}, "and rise somewhere"),
     ],
