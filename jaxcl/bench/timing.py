@@ -87,7 +87,7 @@ def load_after() -> float:
 def row_of_text(head: Any, cells: Sequence[str]) -> str:
     """One line of a table."""
     head = f"{head:,}" if isinstance(head, int) else head
-    return f"{head:>10s}" + "".join(f"{cell:>20s}" for cell in cells)
+    return f"{head:>10s}" + "".join(f" {cell:>21s}" for cell in cells)
 
 
 def numbers(text: str) -> list[int]:
