@@ -78,9 +78,9 @@ Kernel = Literal["xla", "pallas"]
 Form = Literal["dense", "tiled", "ring"]
 T = TypeVar("T")
 
-# Rows and columns of a tile: on CPU as fits its caches, measured; elsewhere as feeds matrix units.
-TILE = {"cpu": 256}
-TILE_ELSEWHERE = 512
+# Rows and columns of a tile: large enough that XLA divides the exponentials of a tile over the cores of
+# a CPU (256 take 1.6 times as long), and that a TPU's matrix units are fed; 1024 gain nothing more.
+TILE = 512
 # How much of the matrix a device may hold in the dense form: on CPU measured by `jaxcl.bench loss`,
 # elsewhere modelled from arithmetic and memory traffic.
 DENSE_BYTES = {"cpu": 16 * 2**20}
@@ -129,7 +129,7 @@ def row_stats(
             K need not divide over the devices then, and the form is "dense" or "tiled".
         kernel: what walks over the tiles, loops of XLA or a Pallas kernel for TPU (float32 only; on
             a CPU it is interpreted, which is slow and meant for tests).
-        tile: rows and columns of a tile at most; None: 256 on a CPU, 512 elsewhere.
+        tile: rows and columns of a tile at most; None: 512.
 
     Returns:
         A dict of what was asked for, each ``[N]``, or ``[N, levels]`` where the relation names its
@@ -180,7 +180,7 @@ def row_stats(
         levels_of(relation, query_meta, query_meta if keys is None else key_meta, dtype),
         usable_bound(bound, dtype),
         precision,
-        TILE.get(platform, TILE_ELSEWHERE) if tile is None else tile,
+        TILE if tile is None else tile,
         varying=(axis,) if several else (),
         interpret=platform == "cpu",
     )
