@@ -88,21 +88,23 @@ class Descent(Networks):
         rows = []
         for level_name, share, task in self.tasks():
             for name, start in starts.items():
-                todo = LOWER if name == TRAINED else "--scratch=0 goes without this control"
-                with self.unless_it_diverges(name, with_share("finetune", share), level_name, todo):
+                advice = LOWER if name == TRAINED else "--scratch=0 goes without this control"
+                with self.unless_it_diverges(
+                    name, with_share("finetune", share), level_name, advice
+                ):
                     rows.append(self.tuned(name, start, level_name, share, task))
         return rows
 
     @contextlib.contextmanager
     def unless_it_diverges(
-        self, name: str, method: str, level_name: str, todo: str = LOWER
+        self, name: str, method: str, level_name: str, advice: str = LOWER
     ) -> Iterator[None]:
         """A training that diverges within is said and left out: the others keep their rows."""
         try:
             yield
         except FloatingPointError as error:
             test = self.splits.names["test"]
-            self.left_out.append(f"{name}, {method} of {level_name} on {test!r}: {error}; {todo}")
+            self.left_out.append(f"{name}, {method} of {level_name} on {test!r}: {error}; {advice}")
             self.console.print(f"left out: {self.left_out[-1]}")
 
     def tuned(

@@ -127,14 +127,16 @@ def run_study(
     root = epath.Path(workdir)
     runs = plan(study, root, seeds, pattern, steps)
     mesh_lib.initialize(runs[0].config.mesh)
-    todo = [run for run in runs if run.state(study) != "finished"]
-    say(f"{study.title}: {len(runs)} runs, {len(runs) - len(todo)} of them finished; in {root}")
+    unfinished = [run for run in runs if run.state(study) != "finished"]
+    say(
+        f"{study.title}: {len(runs)} runs, {len(runs) - len(unfinished)} of them finished; in {root}"
+    )
 
     failed: dict[str, str] = {}
     stopped = False
     began = time.monotonic()
-    for number, run in enumerate(todo, start=1):
-        say(f"[{number}/{len(todo)}] {run.title} ... ({run.directory / cells_lib.LOG})")
+    for number, run in enumerate(unfinished, start=1):
+        say(f"[{number}/{len(unfinished)}] {run.title} ... ({run.directory / cells_lib.LOG})")
         started = time.monotonic()
         try:
             with lock.hold(run.directory, say, cells_lib.LOCK):
@@ -153,7 +155,7 @@ def run_study(
             continue
         values = cells_lib.all_values(record, study)
         found = "  ".join(f"{m.heading} {m.show(values.get(m.key))}" for m in study.metrics)
-        left = (time.monotonic() - began) / number * (len(todo) - number)
+        left = (time.monotonic() - began) / number * (len(unfinished) - number)
         say(f"  {found}  {time.monotonic() - started:.0f} s; about {left / 60:.0f} min left")
 
     facts = {"command": command, "written": results.now()}
