@@ -18,7 +18,8 @@ TOLERANCE = 0.05
 def name(plan: Plan) -> str:
     """Which plan it is."""
     return (
-        f"{plan.name} b{plan.batch_size} {plan.topology.text}{' megacore' * plan.topology.megacore}"
+        f"{plan.name} {plan.network} b{plan.batch_size} {plan.topology.text}"
+        f"{' megacore' * plan.topology.megacore}"
     )
 
 

@@ -40,7 +40,7 @@ def headline(plan: Plan) -> str:
     made = "compiled" if plan.compiled else "by formula"
     by = ", ".join(f"{name} {v}" for name, v in plan.versions.items() if v)
     return (
-        f"{plan.name} on {plan.topology.text}: {plan.batch_size:,} images on {devices} devices,"
+        f"{plan.name} ({plan.network}) on {plan.topology.text}: {plan.batch_size:,} images on {devices} devices,"
         f" {plan.batch_size // devices:,} on each ({made}; {by})"
     )
 

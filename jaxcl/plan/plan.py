@@ -48,6 +48,7 @@ class Plan:
 
     Attributes:
       name: of the configuration.
+      network: its backbone and, unless 1, its width.
       topology: where it is planned for.
       batch_size: images of the global batch.
       compiled: whether XLA compiled the step; otherwise the figures that say so are from formulas.
@@ -60,6 +61,7 @@ class Plan:
     """
 
     name: str
+    network: str
     topology: Topology
     batch_size: int
     compiled: bool
@@ -111,6 +113,7 @@ class Plan:
         """Everything, for JSON; bytes and operations are of one device."""
         return {
             "config": self.name,
+            "network": self.network,
             "topology": self.topology.text,
             "chip": self.topology.chip.name,
             "devices": self.topology.devices,
@@ -212,6 +215,7 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
     notes += [f"Not counted: {what} ({n} times)." for what, n in counted.unknown.items()]
     return Plan(
         name=config.name,
+        network=network(config),
         topology=topology,
         batch_size=config.batch_size,
         compiled=True,
@@ -293,6 +297,7 @@ def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
     ]
     return Plan(
         name=config.name,
+        network=network(config),
         topology=topology,
         batch_size=config.batch_size,
         compiled=False,
@@ -386,6 +391,12 @@ def refused(
     first_line = reason.partition("\n")[0]
     notes = (f"The compiler refuses the program: {first_line}", *estimated.notes)
     return dataclasses.replace(estimated, memory=memory, notes=notes)
+
+
+def network(config: Config) -> str:
+    """What a plan calls the network of a configuration, such as "resnet50" or "resnet50 x2"."""
+    model = config.model
+    return model.name if model.width == 1 else f"{model.name} x{model.width:g}"
 
 
 def transfers(counted: Cost) -> tuple[Transfer, ...]:
