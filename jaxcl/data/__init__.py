@@ -10,7 +10,7 @@ from jaxcl.data.host_crop import HostCrop
 from jaxcl.data.idx import load_idx
 from jaxcl.data.labels import LabelTree
 from jaxcl.data.pairs import PairTable, load_pairs, read_pairs
-from jaxcl.data.paths import by_path
+from jaxcl.data.paths import by_path, path_numbers
 from jaxcl.data.pipeline import (
     Batch,
     arrays,
@@ -74,6 +74,7 @@ __all__ = [
     "load_pairs",
     "make_sampler",
     "parse_source",
+    "path_numbers",
     "read_pairs",
     "subset",
     "train_batches",

@@ -37,6 +37,8 @@ class DataConfig:
         "test_classes"}.
       holdout: share of the examples of "train", chosen by a digest of their names, that become
         "val" instead; "seen" is then both. 0 leaves the splits as the source has them.
+      holdout_together: a label level whose classes are held out as a whole, such as that of the objects
+        of which there are several images; "" holds out each image by itself.
       split_file: a file that divides the classes into seen and unseen ones, made by
         `python -m jaxcl.data.splits`; the splits are then its own. "" for none.
       pairs: split name -> CSV file of pairs or triples of the images of that split, to learn
@@ -47,7 +49,9 @@ class DataConfig:
       image_key: for "table" the column with the file name ("" means "path"); for "tfds" the image
         feature ("" means "image").
       label_keys: columns (table) or features (tfds) with the labels, coarse to fine; () means no
-        labels for a table, and the feature "label" if there is one for tfds.
+        labels for a table, and the feature "label" if there is one for tfds. Labels that have nothing to
+        do with one another (style, colour) stand here too, for a method that reads them so
+        (`method.overlap` of "supcon").
       classes_file: a list of classes, one a line, of the finest level: only their images are taken, and
         only these classes are counted. "" for all.
       taxonomy: a file that says what is above each name of the only label level (`jaxcl.data.taxonomy`):
@@ -63,6 +67,7 @@ class DataConfig:
       per_class: images of a class, for "m_per_class".
       image_size: height and width in pixels of the images of a batch. Others are resized so that
         the shorter side fits, and cropped at the centre. 0 keeps the size of images in memory.
+        Evaluation takes larger images of files where its centre crop needs them.
       channels: 3 (colour) or 1 (grey).
       crop: where training crops are made: "device", from images of `image_size`, or "host", from
         the full images.
@@ -79,6 +84,7 @@ class DataConfig:
     dataset: str = ""
     splits: dict[str, str] = dataclasses.field(default_factory=dict)
     holdout: float = 0.0
+    holdout_together: str = ""
     split_file: str = ""
     pairs: dict[str, str] = dataclasses.field(default_factory=dict)
     labels: str = "parent"
@@ -130,6 +136,10 @@ class DataConfig:
             )
         if not 0 <= self.holdout < 1:
             raise ValueError(f"data.holdout={self.holdout}: expected a share in [0, 1)")
+        if self.holdout_together and not self.holdout:
+            raise ValueError(
+                f"data.holdout_together={self.holdout_together!r}: nothing is held out; set data.holdout"
+            )
         if self.holdout and self.name == "emoji":
             raise ValueError(f"data.holdout={self.holdout}: the emoji set has a fixed split 'val'")
         if self.holdout and self.split_file:

@@ -24,18 +24,28 @@ def by_path(source: Source) -> Source:
     if tree.depth <= 1:
         return source
     labels = source.labels
-    if tree.unique:
-        numbers = np.where(np.logical_and.accumulate(labels >= 0, axis=1), labels, -1)
-        if np.array_equal(numbers, labels):
-            return source
-    else:
-        numbers = tree.paths(labels)
+    numbers = path_numbers(tree, labels, labels)
+    if not tree.unique:
         tree = _path_tree(tree, labels, numbers)
-    numbers = numbers.astype(np.int32)
+    elif np.array_equal(numbers, labels):
+        return source
     if isinstance(source, ArraySource):
         names = tuple(source.name(i) for i in range(len(source)))
         return ArraySource(source.images, numbers, tree, names=names)
     return Relabelled(source, numbers, tree)
+
+
+def path_numbers(tree: LabelTree, labels: Labels, reference: Labels) -> Labels:
+    """The numbers i32[N, L] that the paths of `labels` have in `by_path` of data with the labels `reference` i32[M, L].
+
+    A path that does not occur there gets a number beyond theirs.
+    """
+    if tree.depth <= 1:
+        return labels
+    if tree.unique:
+        whole = np.logical_and.accumulate(labels >= 0, axis=1)
+        return np.where(whole, labels, -1).astype(np.int32)
+    return tree.paths(labels, reference)
 
 
 def _path_tree(tree: LabelTree, labels: Labels, numbers: Labels) -> LabelTree:

@@ -6,7 +6,13 @@ depends on how many of them there are. Grain keeps the threads and processes and
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import grain
@@ -21,7 +27,7 @@ from jaxcl.data.decode import Pixels, fit, set_channels
 from jaxcl.data.host_crop import HostCrop
 from jaxcl.data.labels import Labels
 from jaxcl.data.samplers import ColumnSampler, Sampler
-from jaxcl.views import ViewProgram
+from jaxcl.views import EvalView, ViewProgram
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -94,6 +100,7 @@ def eval_batches(
     source: Source,
     batch_size: int,
     config: DataConfig,
+    view: EvalView | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -104,38 +111,50 @@ def eval_batches(
 
     Args:
       source: the data.
-      batch_size: examples of a global batch.
+      batch_size: examples of a global batch; rounded up to a multiple of the processes.
       config: sizes, workers, and what happens to bad examples.
+      view: what the images are for; see `image_shape`.
       process_index: number of this process, which gets its contiguous rows of each batch.
       process_count: number of processes.
 
     Raises:
-      ValueError: the batch does not divide by the processes, or sizes are missing.
+      ValueError: the batch is empty, or sizes are missing.
       BadExample: (while iterating) an example cannot be read.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"a batch of {batch_size} examples for {process_count} processes: expected a positive "
-            f"multiple"
-        )
-    rows = batch_size // process_count
-    return _iterate(_EvalSteps(source, config, batch_size, process_index * rows, rows), config)
+    if batch_size < 1:
+        raise ValueError(f"batches of {batch_size} examples: expected 1 or more")
+    rows = -(-batch_size // process_count)
+    steps = _EvalSteps(source, config, view, rows * process_count, process_index * rows, rows)
+    return _iterate(steps, config)
 
 
-def image_shape(source: Source, config: DataConfig) -> tuple[int, int, int]:
+def image_shape(
+    source: Source, config: DataConfig, view: EvalView | None = None
+) -> tuple[int, int, int]:
     """(H, W, C) of the images of a batch (before crops, if these are made on the device).
+
+    Args:
+      source: the data.
+      config: sizes.
+      view: of an evaluation batch, what it is for. Images are then fitted to the view's `source_size`
+        at least: its crop of anything smaller would be enlarged again, and blurred by that. Images in
+        memory that have the size of the config stay as they are; the view alone resizes them.
 
     Raises:
       ValueError: image_size is 0, but the images are not of one size in memory.
     """
-    if config.image_size:
-        return (config.image_size, config.image_size, config.channels)
-    if isinstance(source, ArraySource):
-        return (*source.images.shape[1:3], config.channels)
-    raise ValueError(
-        f"data.image_size=0 keeps the size of images in memory, but the images of {source!r} are "
-        f"files of any size; set data.image_size"
-    )
+    own = source.images.shape[1:3] if isinstance(source, ArraySource) else None
+    side = config.image_size
+    if not side:
+        if own is None:
+            raise ValueError(
+                f"data.image_size=0 keeps the size of images in memory, but the images of {source!r} "
+                f"are files of any size; set data.image_size"
+            )
+        return (*own, config.channels)
+    if view is not None and own != (side, side):
+        side = max(side, view.source_size)
+    return (side, side, config.channels)
 
 
 def arrays(batch: Mapping[str, npt.NDArray[Any]]) -> Batch:
@@ -235,9 +254,15 @@ class _EvalSteps:
     """All examples in order, the last batch filled up."""
 
     def __init__(
-        self, source: Source, config: DataConfig, batch_size: int, first_row: int, rows: int
+        self,
+        source: Source,
+        config: DataConfig,
+        view: EvalView | None,
+        batch_size: int,
+        first_row: int,
+        rows: int,
     ) -> None:
-        self.read = _Reader(source, config, "blank")
+        self.read = _Reader(source, config, "blank", view)
         self.in_memory = self.read.in_memory
         self.total = len(source)
         self.batch_size = batch_size
@@ -261,10 +286,12 @@ class _EvalSteps:
 class _Reader:
     """Examples by their indices as a batch of one size; gathered where they are in memory."""
 
-    def __init__(self, source: Source, config: DataConfig, skip: str) -> None:
+    def __init__(
+        self, source: Source, config: DataConfig, skip: str, view: EvalView | None = None
+    ) -> None:
         """With on_bad="skip", bad examples are dealt with as `skip` says: "replace" or "blank"."""
         self.source = source
-        self.shape = image_shape(source, config)
+        self.shape = image_shape(source, config, view)
         self.bad = skip if config.on_bad == "skip" else "error"
         # Grey images become colour by repetition, which a whole batch can do at once.
         self.in_memory = (
@@ -354,12 +381,47 @@ def _iterate(steps: _Steps, config: DataConfig) -> Iterator[Batch]:
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=config.prefetch
-            )
+            ),
+            worker_init_fn=_end_with_parent,
         )
     iterator = iter(dataset)
     try:
-        for batch in iterator:
+        if not workers:
+            yield from iterator
+            return
+        with _signals_held_back():
+            batch = next(iterator, None)  # which starts the workers
+        while batch is not None:
             # Batches of workers lie in shared memory, which must not outlive them.
-            yield {key: np.array(value) for key, value in batch.items()} if workers else batch
+            yield {key: np.array(value) for key, value in batch.items()}
+            batch = next(iterator, None)
     finally:
         iterator.close()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM wait; what is started within, threads and processes, never gets them.
+
+    Both often reach a whole group of processes: the run is to stop then, when it has saved itself, and not the workers
+    that it still needs for that.
+    """
+    # The tracker, when it is started, would let the signals in again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """In a worker: lets it end when the run has ended without telling it, killed for instance."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a worker has been started by a process"
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

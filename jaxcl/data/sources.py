@@ -34,11 +34,17 @@ def load(config: DataConfig, split: str) -> Source:
     whole = _open(config, "train")
     if split == "seen":
         return whole
-    held = held_out([whole.name(i) for i in range(len(whole))], config.holdout)
+    names = [whole.name(i) for i in range(len(whole))]
+    if config.holdout_together:
+        groups = split_file.class_names(whole, config.holdout_together)
+        names = ["/".join(g) if g else name for g, name in zip(groups, names, strict=True)]
+    held = held_out(names, config.holdout)
     rows = np.flatnonzero(held if split == "val" else ~held)
     if not len(rows):
+        together = f", the classes of {config.holdout_together} together,"
         raise ValueError(
-            f"data.holdout={config.holdout} of {len(whole)} examples leaves none for {split!r}"
+            f"data.holdout={config.holdout} of {len(whole)} examples{together if config.holdout_together else ''}"
+            f" leaves none for {split!r}"
         )
     return subset(whole, rows)
 

@@ -41,7 +41,7 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
     Returns:
       lines that say what was found, and in how many points something is missing or differs.
     """
-    config = dataclasses.replace(config, holdout=0.0, split_file="")
+    config = dataclasses.replace(config, holdout=0.0, holdout_together="", split_file="")
     published: Mapping[str, Mapping[str, int]] = {}
     splits = sorted(config.splits) or ["train"]
     if config.name in LAYOUTS:
@@ -51,6 +51,7 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
         if not config.classes_file:
             published = counts
     lines: list[str] = []
+    named: set[str] = set()
     problems = 0
     for split in splits:
         try:
@@ -72,7 +73,9 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
         as_published = "; as published" if expected and not wrong else ""
         lines.append(f"{split}: {', '.join(texts)}{as_published}")
         problems += len(wrong)
-        for kind, names in (("missing", missing(source)), ("bad", bad(source) if decode else [])):
+        for kind, files in (("missing", missing(source)), ("bad", bad(source) if decode else [])):
+            names = [name for name in files if name not in named]  # splits may share files
+            named.update(names)
             if names:
                 more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
                 lines.append(f"  {len(names):,} files are {kind}: {', '.join(names[:SHOWN])}{more}")

@@ -178,17 +178,27 @@ class ViewProgram:
         """Makes the views of one image from drawn parameters.
 
         Args:
-          image: uint8 or float [H,W,C].
-          drawn: what `draw` gave, or such parameters from elsewhere.
+          image: uint8 or float [H,W,C]; or, cropped on the host, [V,h,w,C]. The crop op, which must be the first, is then
+            left out.
+          drawn: what `draw` or `__call__` gave, or such parameters from elsewhere.
 
         Returns:
           float[V,h,w,C].
-        """
-        views = jnp.broadcast_to(as_float(image), (len(self.views), *image.shape))
-        return self._apply(views, drawn, self.ops)
 
-    def _apply(self, views: jax.Array, drawn: Drawn, ops: Iterable[tuple[str, Op]]) -> jax.Array:
-        """Applies `ops` to f[V,H,W,C], view by view."""
+        Raises:
+          ValueError: images of another rank, or crops of other shapes than the program's.
+        """
+        image = as_float(image)
+        if image.ndim == 3:
+            views, ops = jnp.broadcast_to(image, (len(self.views), *image.shape)), self.ops
+        elif image.ndim == 4:
+            self._host_crop(image.shape)
+            views, ops = image, self.ops[1:]
+        else:
+            raise ValueError(
+                f"image has shape {image.shape}: expected one image [H,W,C], or its crops [V,h,w,C]; jax.vmap makes the "
+                f"views of a batch"
+            )
         for name, op in ops:
             views = jax.vmap(op.apply)(views, drawn[name])
         return views
@@ -218,25 +228,22 @@ class ViewProgram:
                     f"together with drawn_crop for crops made on the host"
                 )
             return jax.vmap(self._one)(keys, images)
-        crop_name = self._host_crop(images)
+        crop_name = self._host_crop(images.shape[1:])
         rest = ViewProgram(self.ops[1:], tuple(_without(view, crop_name) for view in self.views))
-        if len(rest.ops) == 0:
-            return Views(as_float(images), {crop_name: dict(drawn_crop)})
-        made = jax.vmap(rest._one_cropped)(keys, images)
-        return Views(made.images, {crop_name: dict(drawn_crop), **made.drawn})
+
+        def one_cropped(key: jax.Array, crops: jax.Array, drawn_crop: Params) -> Views:
+            drawn = {crop_name: dict(drawn_crop), **rest.draw(key, crops.shape[1:])}
+            return Views(self.apply(crops, drawn), drawn)
+
+        return jax.vmap(one_cropped)(keys, images, drawn_crop)
 
     def _one(self, key: jax.Array, image: jax.Array) -> Views:
         """All views of one image."""
         drawn = self.draw(key, image.shape)
         return Views(self.apply(image, drawn), drawn)
 
-    def _one_cropped(self, key: jax.Array, crops: jax.Array) -> Views:
-        """All views of one image, from its crops [V,h,w,C]."""
-        drawn = self.draw(key, crops.shape[1:])
-        return Views(self._apply(as_float(crops), drawn, self.ops), drawn)
-
-    def _host_crop(self, images: jax.Array) -> str:
-        """Name of the op that the host has applied; checks that the images are its crops."""
+    def _host_crop(self, shape: Shape) -> str:
+        """Name of the op that the host has applied; checks that the crops of an image have the `shape` that it gives."""
         if not self.ops or not isinstance(self.ops[0][1], Crop):
             raise ValueError(
                 f"crops made on the host need a program that begins with a crop, got ops "
@@ -248,10 +255,10 @@ class ViewProgram:
                 f"views differ in {name!r}, which the host draws without regard to it: crop on the device"
             )
         size = crop.output_shape((0, 0, 0))[:2]
-        if images.ndim != 5 or images.shape[1:4] != (len(self.views), *size):
+        if len(shape) != 4 or shape[:3] != (len(self.views), *size):
             raise ValueError(
-                f"images have shape {images.shape}: expected the host's crops of each view, "
-                f"[B,{len(self.views)},{size[0]},{size[1]},C]"
+                f"the crops of an image have shape {shape}: expected the host's crops of each view, "
+                f"[{len(self.views)},{size[0]},{size[1]},C]"
             )
         return name
 

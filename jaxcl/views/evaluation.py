@@ -41,6 +41,11 @@ class EvalView:
             return self.crop_fraction
         return 1.0 if self.size <= 32 else 0.875
 
+    @property
+    def source_size(self) -> int:
+        """Shorter side in pixels at which the square has the side `size`, so that it is cut out and not resized."""
+        return round(self.size / self.fraction)
+
     def output_shape(self, shape: Shape) -> Shape:
         """(size, size, C)."""
         return (self.size, self.size, shape[2])

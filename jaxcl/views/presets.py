@@ -4,8 +4,11 @@ Probabilities and strengths are those of the released code. Normalisation by mea
 deviation, where a method has it, belongs to the model.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxcl.views.ops import OPS
 
 Preset = dict[str, Any]
 
@@ -207,6 +210,37 @@ LOOC_FAMILIES = {"rotate": ("rotate",), "color": ("jitter", "gray"), "texture": 
 """The paper's augmentations; colour is one family of two ops."""
 
 
+def looc_factors(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> ops of each factor: one of `LOOC_FAMILIES`, or any op by its name.
+
+    Raises:
+      ValueError: a name that is neither, one that is there twice, or two factors that have an op in common.
+    """
+    families = {name: (name,) for name in OPS} | LOOC_FAMILIES
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if name not in families:
+            near = difflib.get_close_matches(name, families, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(families)}"
+            )
+            raise ValueError(f"there is no factor {name!r}; {hint}")
+        if name in found:
+            raise ValueError(f"the factor {name!r} is there twice; name it once")
+        for other, ops in found.items():
+            if common := set(ops) & set(families[name]):
+                raise ValueError(
+                    f"the factors {other!r} and {name!r} have {min(common)!r} in common; name one of the two"
+                )
+        found[name] = families[name]
+    return found
+
+
+def looc_op(name: str) -> dict[str, Any]:
+    """Fields of an op as a factor: the defaults; of one that draws nothing but its coin, that the coin is fair."""
+    return {} if OPS[name]().words else {"prob": 0.5}
+
+
 def looc(
     size: int = 224,
     shared: tuple[str, ...] = ("rotate", "color"),
@@ -214,13 +248,14 @@ def looc(
     upright_flip: bool = False,
     guarantee_different: bool = False,
 ) -> Preset:
-    """LooC (Xiao et al., 2021) on MoCo v2's ops, with rotation and texture where they are named.
+    """LooC (Xiao et al., 2021) on MoCo v2's ops, with rotation, texture and any other op where they are named.
 
     Views are as `leave_one_out` says.
 
     Args:
       size: side of the views in pixels.
-      shared: factors in the order of the heads: "rotate", "color" (jitter and gray), "texture", or the name of any other op here.
+      shared: factors in the order of the heads, see `looc_factors`: "rotate", "color" (jitter and gray), "texture", or any op
+        by its name. One that MoCo v2 does not have comes after the others, as `looc_op` says.
       angles: of the rotation; (90, 180, 270) always turns the image.
       upright_flip: False: rotation comes first, then crop and flip, so that images have to be square. A flip turns a rotation
         by 90 degrees into one by 270. True: crop, flip, then rotation, which every image allows, also with crops from the
@@ -228,8 +263,9 @@ def looc(
       guarantee_different: see `leave_one_out`.
 
     Raises:
-      ValueError: an unknown factor.
+      ValueError: as `looc_factors`.
     """
+    factors = looc_factors(shared)
     rotate = {"rotate": {"angles": angles}} if "rotate" in shared else {}
     crop = {"crop": _pillow_crop(size, 0.2), "flip": {"prob": 0.5}}
     ops: dict[str, dict[str, Any]] = {
@@ -239,13 +275,8 @@ def looc(
         "gray": {"prob": 0.2},
         "blur": dict(_PILLOW_BLUR),
     }
-    families = {**{name: (name,) for name in ops}, **LOOC_FAMILIES}
-    for family in shared:
-        if family not in families:
-            raise ValueError(
-                f"shared: unknown family {family!r}; expected some of {tuple(families)}"
-            )
-    factors = {family: families[family] for family in shared}
+    named = [name for names in factors.values() for name in names]
+    ops |= {name: looc_op(name) for name in named if name not in ops}
     return leave_one_out(_preset(ops), factors, guarantee_different)
 
 

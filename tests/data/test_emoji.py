@@ -108,7 +108,7 @@ def test_equal_drawings_are_as_many_as_the_text_says(everything):
 
 
 @pytest.mark.parametrize(
-    "split", ["valid", "", "train/apple", "train[:10]", "train[10%:]", "train[:10%]/google"]
+    "split", ["valid", "", "train/apple", "train[10%:]", "train[:10%]/google", "train[:]"]
 )
 def test_unknown_split(split):
     with pytest.raises(ValueError, match=re.escape(f"no split {split!r}; it has ['train', 'val'")):
@@ -134,6 +134,12 @@ def test_a_share_of_the_codes_with_both_drawings():
     assert emoji.load("train[:100%]").content_id == train.content_id
     with pytest.raises(ValueError, match=r"\[:0%\]: expected a share"):
         emoji.load("train[:0%]")
+    as_many = emoji.load("train/google[:476]").labels[:, 2]
+    assert set(small) < set(as_many.tolist()) == set(emoji.load("train/twitter[:476]").labels[:, 2])
+    assert len(as_many) == len(emoji.load("test/google")) == 476
+    for split in ("train[:0]", "train[:1241]"):
+        with pytest.raises(ValueError, match=r"expected a number of codes from 1 to 1240"):
+            emoji.load(split)
 
 
 def test_the_drawings_of_one_vendor():

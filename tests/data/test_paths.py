@@ -67,3 +67,20 @@ def test_below_a_missing_label_all_are_missing():
     numbered = data.by_path(source(np.array([[0, 0], [-1, 1], [1, 1]]), tree))
     np.testing.assert_array_equal(numbered.labels, [[0, 0], [-1, -1], [1, 1]])
     assert numbered.tree == tree
+
+
+def test_numbers_of_other_labels_are_those_of_the_training_data():
+    """By the names of their paths; what training has not seen is numbered beyond."""
+    train = data.by_path(source())
+    other = np.array([[1, 0], [1, 1], [0, 1], [1, -1], [-1, 0]])
+    found = data.path_numbers(TREE, other, LABELS)
+    known = [len(names) for names in train.tree.names]
+    names = [(TREE.names[0][a], TREE.names[1][b] if b >= 0 else "") for a, b in other if a >= 0]
+    for row, (side, part) in zip(found, names, strict=False):
+        assert train.tree.names[0][row[0]] == side
+        if part and f"{side}/{part}" in train.tree.names[1]:
+            assert train.tree.names[1][row[1]] == f"{side}/{part}"
+        else:
+            assert row[1] == -1 if not part else row[1] >= known[1]
+    np.testing.assert_array_equal(found[4], [-1, -1])
+    np.testing.assert_array_equal(data.path_numbers(TREE, LABELS, LABELS), train.labels)

@@ -1,3 +1,8 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -18,7 +23,7 @@ from jaxcl.data import (
     image_shape,
     train_batches,
 )
-from jaxcl.views import Crop, View, ViewProgram
+from jaxcl.views import Crop, EvalView, View, ViewProgram
 
 SIZE = 16
 
@@ -114,6 +119,48 @@ def test_image_shape(files, memory):
     assert image_shape(memory, DataConfig(image_size=0)) == (SIZE, SIZE, 3)
     with pytest.raises(ValueError, match=r"data\.image_size=0 .* set data\.image_size"):
         image_shape(files, DataConfig(image_size=0))
+
+
+def test_evaluation_leaves_images_in_memory_to_the_view(memory):
+    for view in (EvalView(8), EvalView(SIZE), EvalView(64)):
+        assert image_shape(memory, config(), view) == (SIZE, SIZE, 3)
+        (batch,) = eval_batches(memory, 10, config(), view)
+        np.testing.assert_array_equal(batch["image"], memory.images)
+    # Of another size than that of the settings they are read like files.
+    small = ArraySource(memory.images[:, :10, :12])
+    assert image_shape(small, config(), EvalView(64)) == (73, 73, 3)
+    assert image_shape(small, DataConfig(image_size=0), EvalView(64)) == (10, 12, 3)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(16, 20), (32, 32), (56, 64), (64, 73), (224, 256)])
+def test_evaluation_reads_what_the_crop_of_the_view_needs(files, size, batch):
+    assert image_shape(files, DataConfig(image_size=20), EvalView(size)) == (batch, batch, 3)
+    assert image_shape(files, DataConfig(image_size=300), EvalView(size)) == (300, 300, 3)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (500, 256), (90, 80)])
+@pytest.mark.parametrize("size", [56, 64])
+def test_an_evaluated_image_is_resized_once(shape, size, tmp_path):
+    """From the file to the network: Pillow's crop of 87.5 % of the original, and its bicubic resize."""
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    (tmp_path / "noise.png").write_bytes(png(original))
+    view = EvalView(size)
+    (batch,) = eval_batches(FolderSource(tmp_path), 1, DataConfig(image_size=size), view)
+    (made,) = np.asarray(view(batch["image"]))
+    side = 0.875 * min(shape)
+    left, top = (shape[1] - side) / 2, (shape[0] - side) / 2
+    expected = Image.fromarray(original).resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    expected = np.asarray(expected, np.float32) / 255
+
+    def gradient(image):
+        return np.abs(np.diff(image, axis=0)).mean() + np.abs(np.diff(image, axis=1)).mean()
+
+    assert gradient(made) == pytest.approx(gradient(expected), rel=0.03)
+    if size / 0.875 % 1 == 0:  # the borders of the crop are then those of pixels
+        np.testing.assert_allclose(made, expected, atol=1.01 / 255)
 
 
 def test_a_resumed_run_goes_on_where_it_was(files):
@@ -252,10 +299,13 @@ def test_evaluation_has_every_example_once(kind, batch_size, request):
     )
 
 
-def test_evaluation_over_processes(files):
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_evaluation_over_processes(files, batch_size):
+    """A batch that does not divide is rounded up."""
     whole = list(eval_batches(files, 6, config()))
     parts = [
-        list(eval_batches(files, 6, config(), process_index=p, process_count=3)) for p in range(3)
+        list(eval_batches(files, batch_size, config(), process_index=p, process_count=3))
+        for p in range(3)
     ]
     joined = [
         {key: np.concatenate([part[i][key] for part in parts]) for key in whole[i]}
@@ -277,8 +327,8 @@ def test_batches_that_do_not_divide():
     source = ArraySource(np.zeros((10, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="batch of 5 cannot be divided by 2 processes"):
         train_batches(source, Uniform(10, 5), DataConfig(), process_count=2)
-    with pytest.raises(ValueError, match="5 examples for 2 processes"):
-        eval_batches(source, 5, DataConfig(), process_count=2)
+    with pytest.raises(ValueError, match="batches of 0 examples: expected 1 or more"):
+        eval_batches(source, 0, DataConfig())
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -309,6 +359,51 @@ def test_workers_change_nothing(files):
         found = list(train_batches(bad, sampler, setting, 1, 6, views=PROGRAM, crop_seed=1))
         expected = expected or found
         assert_same(found, expected)
+
+
+SIGNALLED = """
+import os, signal, sys, threading, time
+
+from jaxcl.data import DataConfig, FolderSource, Uniform, train_batches
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+
+
+def interrupt():
+    while True:
+        os.killpg(0, signal.SIGINT)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(0.02)
+
+
+threading.Thread(target=interrupt, daemon=True).start()
+config = DataConfig(name="folder", path="unused", image_size=16, workers=2, prefetch=1)
+batches = train_batches(FolderSource(sys.argv[1]), Uniform(10, 4), config)
+for _ in range(30):
+    next(batches)
+print("30 batches", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_outlive_the_signals_of_their_group_but_not_the_run(files):
+    """Ctrl-C of a terminal reaches them too, from their first moment on; nobody tells them of a SIGKILL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED, str(files.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        # The end of the output comes with the end of the last process that could write it.
+        output, _ = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, output
+    assert "30 batches" in output
 
 
 def test_a_worker_names_the_bad_example(files):

@@ -181,6 +181,7 @@ def flowers(root):
 FLOWERS = {
     "train": {"jpg/image_00003.jpg": "001", "jpg/image_00005.jpg": "102"},
     "val": {"jpg/image_00001.jpg": "077"},
+    "trainval": {"jpg/image_00001.jpg": "077", "jpg/image_00003.jpg": "001"},
     "test": {"jpg/image_00002.jpg": "077", "jpg/image_00004.jpg": "001"},
 }
 
@@ -207,7 +208,7 @@ IMAGENET = {
 WRITE = {
     "cars": (cars, CARS, {"train": 3, "test": 3, "train_classes": 3, "test_classes": 3}),
     "cub": (cub, CUB, {"train": 4, "test": 4, "train_classes": 4, "test_classes": 4}),
-    "flowers": (flowers, FLOWERS, {"train": 2, "val": 1, "test": 2}),
+    "flowers": (flowers, FLOWERS, {"train": 2, "val": 1, "trainval": 3, "test": 2}),
     "imagenet": (imagenet, IMAGENET, {"train": 4, "val": 1}),
     "inaturalist": (inaturalist, INATURALIST, {"train": 2, "val": 1}),
     "inshop": (inshop, INSHOP, {"train": 3, "query": 2, "gallery": 1, "test": 3, "all": 6}),
@@ -295,6 +296,31 @@ def test_a_copy_that_is_as_published(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1 points differ"):
         verify.main(["--data", f"flowers:{tmp_path}", "--decode"])
     assert "1 files are bad: 'jpg/image_00003.jpg': not an image" in capsys.readouterr().out
+
+
+def test_imagenet_100_are_the_listed_classes_of_imagenet(tmp_path):
+    """By a list of ids, in all splits; another class has neither images nor a number."""
+    imagenet(tmp_path)
+    text(tmp_path, "imagenet100.txt", "n02121808", "n02084071")
+    config = DataConfig(
+        name="imagenet", path=str(tmp_path), classes_file=str(tmp_path / "imagenet100.txt")
+    )
+    train, val = load(config, "train"), load(config, "val")
+    assert (len(train), len(val)) == (3, 1)
+    assert train.tree == val.tree
+    assert set(train.tree.names[0]) == {"n02121808", "n02084071"}
+    named = {
+        source.name(i): source.tree.describe(source.labels[i])
+        for source in (train, val)
+        for i in range(len(source))
+    }
+    assert named == {
+        "train/n02084071/n02084071_2.JPEG": "n02084071",
+        "train/n02084071/n02084071_3.JPEG": "n02084071",
+        "train/n02121808/n02121808_4.JPEG": "n02121808",
+        "val/n02084071/ILSVRC2012_val_00000001.JPEG": "n02084071",
+    }
+    assert train[0]["image"].shape[1:] == (7, 3)
 
 
 def test_missing_files_are_named_whatever_is_asked_of_the_data(tmp_path):

@@ -1,5 +1,6 @@
 """From configurations to sources."""
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -53,6 +54,27 @@ def test_folders_of_splits_share_their_ids(tmp_path):
     np.testing.assert_array_equal(train.labels[0], val.labels[1])
     with pytest.raises(ValueError, match=r"no split 'test': .*\['train', 'val'\]"):
         load(config, "test")
+
+
+def test_views_of_one_object_are_held_out_together(tmp_path):
+    make(tmp_path, *(f"kind{i % 3}/object{i}/{view}.png" for i in range(30) for view in range(4)))
+    config = DataConfig(
+        name="folder", path=str(tmp_path), labels="path", holdout=0.3, holdout_together="level1"
+    )
+    parts = {split: load(config, split) for split in ("train", "val", "seen")}
+    objects = {split: set(map(tuple, part.labels.tolist())) for split, part in parts.items()}
+    assert not objects["train"] & objects["val"]
+    assert len(parts["val"]) == 4 * len(objects["val"]) > 0
+    assert len(parts["train"]) + len(parts["val"]) == len(parts["seen"]) == 120
+    assert len(objects["train"]) > 2 * len(objects["val"])
+    alone = load(dataclasses.replace(config, holdout_together=""), "val")
+    assert set(map(tuple, alone.labels.tolist())) & {*objects["train"]}
+    with pytest.raises(ValueError, match="no label level 'object'"):
+        load(dataclasses.replace(config, holdout_together="object"), "val")
+    with pytest.raises(
+        ValueError, match=r"of 120 examples, the classes of level1 together, leaves"
+    ):
+        load(dataclasses.replace(config, holdout=1e-12), "val")
 
 
 def test_holdout(tmp_path):
@@ -173,6 +195,7 @@ def test_texts_of_a_source_tell_its_content_and_not_its_place(tmp_path, tfds_dir
         ({"threads": 0}, r"data\.threads=0"),
         ({"prefetch": 0}, r"data\.prefetch=0"),
         ({"name": "folder", "path": "x", "holdout": 1.0}, r"data\.holdout=1\.0"),
+        ({"holdout_together": "model"}, r"holdout_together='model': nothing is held out"),
         ({"holdout": 0.1}, "the emoji set has a fixed split 'val'"),
     ],
 )

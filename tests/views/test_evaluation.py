@@ -55,3 +55,15 @@ def test_bad_fields_are_named():
         views.EvalView(32, crop_fraction=0.0)
     with pytest.raises(ValueError, match=r"EvalView.method = 'cubic'"):
         views.EvalView(32, method="cubic")
+
+
+@pytest.mark.parametrize("size", [8, 32, 33, 48, 64, 96, 128, 224, 300])
+def test_of_an_image_of_its_source_size_a_square_is_cut_out(size):
+    view = views.EvalView(size)
+    side = view.source_size
+    assert side == (size if size <= 32 else round(size / 0.875))
+    image = np.random.default_rng(3).random((side, side, 1)).astype(np.float32)
+    first = (side - size + 1) // 2
+    np.testing.assert_array_equal(
+        view.apply(image), image[first : first + size, first : first + size]
+    )

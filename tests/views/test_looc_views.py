@@ -103,6 +103,37 @@ def test_a_key_is_made_again_of_the_querys_factor_and_its_own_other_draws():
         np.testing.assert_array_equal(differs, expected, err_msg=f"{op}.{field}")
 
 
+def test_views_of_crops_from_the_host_are_made_again_of_their_record():
+    """Bit for bit, as the flagship config makes them; a mutated field, or another crop, is another image."""
+    program = program_of(shared=("color", "rotate"))
+    crops = np.random.default_rng(0).integers(0, 256, (8, 4, 12, 12, 3), np.uint8)
+    boxes = np.random.default_rng(1).integers(1, 9, (8, 4, 4)).astype(np.int32)
+    record = {"on": np.ones((8, 4), bool), "box": boxes}
+
+    @jax.jit
+    def step(keys, crops, record, turn):
+        made = program(keys, crops, record)
+        drawn = dict(made.drawn)
+        drawn["rotate"] = {**drawn["rotate"], "angle": drawn["rotate"]["angle"].at[:, 3].add(turn)}
+        return made, jax.vmap(program.apply)(crops, drawn)
+
+    made, again = step(keys(8), crops, record, 0.0)
+    np.testing.assert_array_equal(again, made.images)
+    np.testing.assert_array_equal(made.drawn["crop"]["box"], boxes)
+    turned = np.asarray(step(keys(8), crops, record, 90.0)[1]) != np.asarray(made.images)
+    on = np.asarray(made.drawn["rotate"]["on"])[:, 3]
+    assert on.all()
+    np.testing.assert_array_equal(turned.any((2, 3, 4)), np.arange(4) == 3 * np.ones((8, 1)))
+    one = jax.tree.map(lambda x: x[0], made.drawn)
+    for wrong in (crops[0, :3], crops[0, :, 1:]):
+        with pytest.raises(
+            ValueError, match=r"expected the host's crops of each view, \[4,12,12,C\]"
+        ):
+            program.apply(wrong, one)
+    with pytest.raises(ValueError, match=r"expected one image \[H,W,C\], or its crops"):
+        program.apply(crops, one)
+
+
 def test_the_shared_draws_are_the_same_and_all_others_are_fresh(many):
     """For every op, field and pair of views: always the same, or as often as chance has it."""
     factor_of = {op: n for n, ops in enumerate(OPS.values()) for op in ops}
@@ -158,6 +189,12 @@ def test_any_op_is_a_factor_by_its_name_and_two_are_one():
         {"jitter": 0, "gray": 0},
     ]
     assert "rotate" not in dict(program.ops)
+    for name in views.OPS:
+        program = program_of(shared=(name, "color" if name not in OPS["color"] else "blur"))
+        assert dict(program.views[2].share) == {name: 0}
+        op = dict(program.ops)[name]
+        assert op.prob > 0
+        assert op.words > 0 or op.prob < 1  # there is something to share
     ops = {"order": ("flip", "noise"), "ops": {"flip": {}, "noise": {}}}
     made = presets.leave_one_out(ops, {"both": ("flip", "noise")})
     assert made["views"] == ({}, {}, {"share": {"flip": 0, "noise": 0}})

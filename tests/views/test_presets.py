@@ -1,6 +1,7 @@
 """The published programs build, and say what the publications say."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +96,14 @@ def test_looc_shares_one_family_with_the_query_in_each_key():
     only_color = presets.looc(shared=("color",))
     assert len(only_color["views"]) == 3
     assert "rotate" not in only_color["ops"]
-    with pytest.raises(ValueError, match="unknown family 'colour'; expected some of"):
-        presets.looc(shared=("colour",))
+    for shared, message in (
+        (("colour",), "no factor 'colour'; did you mean 'color'?"),
+        (("zzz",), "no factor 'zzz'; expected some of crop, "),
+        (("blur", "blur"), "'blur' is there twice"),
+        (("color", "gray"), "'color' and 'gray' have 'gray' in common"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            presets.looc(shared=shared)
 
 
 def test_every_field_of_every_op_has_a_default():

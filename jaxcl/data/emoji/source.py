@@ -20,7 +20,9 @@ from jaxcl.data.labels import Labels, LabelTree
 VENDORS = ("google", "twitter")
 SPLITS = ("train", "val", "seen", "test", "all")
 
-_EXPRESSION = re.compile(r"(?P<split>\w+)(?:/(?P<vendor>\w+))?(?:\[:(?P<percent>\d+)%\])?")
+_EXPRESSION = re.compile(
+    r"(?P<split>\w+)(?:/(?P<vendor>\w+))?(?:\[:(?P<first>\d+)(?P<percent>%)?\])?"
+)
 
 # What has been published with these data stays comparable only while they stay the same.
 PIXELS_SHA256 = "49141dd5ceebd5d547fffff7cb4a29bfc7ae25bd229b0469b62a301c83df4b62"
@@ -64,24 +66,26 @@ def load(split: str) -> EmojiSource:
 
     Args:
       split: one of `SPLITS`. "train[:10%]" is that share of its codes, rounded, at least one, chosen by a digest, with both
-        drawings of each; a smaller share is contained in a larger one. "train/google" has one vendor's drawings only;
-        both may be asked for, "train/google[:10%]".
+        drawings of each; a smaller share is contained in a larger one. "train[:476]" is so many codes, chosen alike.
+        "train/google" has one vendor's drawings only; both may be asked for, "train/google[:10%]".
 
     Raises:
-      ValueError: unknown split or vendor, no share in (0, 100], or files that differ from the published ones.
+      ValueError: unknown split or vendor, no share in (0, 100], fewer codes than are asked for, or files that differ from
+        the published ones.
     """
     found = _EXPRESSION.fullmatch(split)
     if not found or found["split"] not in SPLITS or found["vendor"] not in (None, *VENDORS):
         raise ValueError(
             f"the emoji set has no split {split!r}; it has {list(SPLITS)}, parts of them by vendor, as in 'train/google',"
-            " and shares of their codes, as in 'train[:10%]'"
+            " and shares or numbers of their codes, as in 'train[:10%]' or 'train[:476]'"
         )
     images, labels, tree, names, vendor, part = _all()
     member = _members(found["split"], part)
     if found["vendor"]:
         member &= vendor == VENDORS.index(found["vendor"])
-    if found["percent"]:
-        member &= _few(labels[:, -1], tree.names[-1], member, int(found["percent"]))
+    if found["first"]:
+        first = int(found["first"])
+        member &= _few(labels[:, -1], tree.names[-1], member, first, bool(found["percent"]))
     rows = np.flatnonzero(member)
     return EmojiSource(
         images[rows], labels[rows], tree, tuple(names[i] for i in rows), vendor[rows]
@@ -100,14 +104,18 @@ def _few(
     codes: npt.NDArray[np.int32],
     names: tuple[str, ...],
     member: npt.NDArray[np.bool_],
-    percent: int,
+    first: int,
+    percent: bool,
 ) -> npt.NDArray[np.bool_]:
-    """Which drawings are of a share of the members' codes, the first ones by a digest of their names."""
-    if not 0 < percent <= 100:
-        raise ValueError(f"[:{percent}%]: expected a share of the codes in (0, 100]")
+    """Which drawings are of a share, or of a number, of the members' codes, the first ones by a digest of their names."""
     known = np.unique(codes[member]).tolist()
+    if percent and not 0 < first <= 100:
+        raise ValueError(f"[:{first}%]: expected a share of the codes in (0, 100]")
+    if not percent and not 0 < first <= len(known):
+        raise ValueError(f"[:{first}]: expected a number of codes from 1 to {len(known)}")
+    count = max(1, round(first / 100 * len(known))) if percent else first
     known.sort(key=lambda code: hashlib.sha256(names[code].encode()).digest())
-    return np.isin(codes, known[: max(1, round(percent / 100 * len(known)))])
+    return np.isin(codes, known[:count])
 
 
 @functools.cache

@@ -5,8 +5,8 @@
       setid.mat                   `trnid`, `valid`, `tstid`: numbers of images, from 1
       jpg/image_00001.jpg, ...
 
-Splits: "train" (10 images of each kind), "val" (10) and "test", as in the file. The kinds have no names in
-these files; they are called by their numbers.
+Splits: "train" (10 images of each kind), "val" (10) and "test", as in the file, and "trainval", both of the
+first. The kinds have no names in these files; they are called by their numbers.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def read(folder: Path, version: str) -> Listing:
                 f"{rows.max() + 1}, and imagelabels.mat labels 1 to {len(labels)}"
             )
         splits[split] = rows
+    splits["trainval"] = np.sort(np.concatenate([splits["train"], splits["val"]]))
     files = [f"jpg/image_{number:05}.jpg" for number in range(1, len(labels) + 1)]
     return Listing(folder, files, [(f"{label:03}",) for label in labels], splits)
 
@@ -45,6 +46,7 @@ LAYOUT = Layout(
     lambda version: {
         "train": {"images": 1_020, "flower": 102},
         "val": {"images": 1_020, "flower": 102},
+        "trainval": {"images": 2_040, "flower": 102},
         "test": {"images": 6_149, "flower": 102},
     },
 )

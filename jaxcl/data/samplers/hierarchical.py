@@ -41,8 +41,11 @@ class Hierarchical(Epochs):
     what it lacks are the most distant relatives.
 
     Two examples agree at a level when their labels down to it agree. A missing label (-1) agrees with
-    nothing, so that the relatives of a branch that ends early are of its last class; examples without
-    a label at the coarsest level are never drawn.
+    nothing, so that the relatives of a branch that ends early are of its last class. Nor is it known
+    to be another label: at each choice of a branch, the examples whose labels end there stand behind
+    those with a label. At the degree of a relative they are taken only where no other branch has a
+    label, further down also where no example with one is new. As anchors they come like all others;
+    `describe` counts them. Examples without a label at the coarsest level are never drawn.
 
     It differs from the authors' code, where anchors are drawn with replacement, a relative that is
     not found is replaced by any image, and the last images of an epoch are never used.
@@ -78,6 +81,8 @@ class Hierarchical(Epochs):
             )
         self.levels = levels or tuple(f"level {i}" for i in range(labels.shape[1]))
         self._tree = _Tree(labels[self._eligible])
+        missing = np.logical_or.accumulate(labels[self._eligible] < 0, axis=1)
+        self._ending = np.diff(missing.sum(0))
 
     @property
     def group(self) -> int:
@@ -104,7 +109,7 @@ class Hierarchical(Epochs):
         )
 
     def describe(self) -> str:
-        """What the groups are, which examples have no partner, and what an epoch has."""
+        """What the groups are, which examples have no partner or end early, and what an epoch has."""
         cut = self.batch_size % self.group
         degrees = [*(f"other {level}" for level in self.levels), "other image"]
         lacking = ", ".join(
@@ -112,10 +117,16 @@ class Hierarchical(Epochs):
             for degree, count in zip(degrees, self.without_partner(), strict=True)
             if count
         )
+        ending = ", ".join(
+            f"{level} ({count:,} images)"
+            for level, count in zip(self.levels[1:], self._ending.tolist(), strict=True)
+            if count
+        )
         return (
             f"groups of {self.group} images by {', '.join(self.levels)}"
             + (f", the last of a batch cut to {cut}" if cut else "")
             + (f"; the nearest relative there is stands in for any {lacking}" if lacking else "")
+            + (f"; labels that end before {ending} stand behind their siblings" if ending else "")
             + f"; the first epoch has {self.coverage:.1%} of the images"
             + self._unlabelled()
         )
@@ -124,33 +135,37 @@ class Hierarchical(Epochs):
 class _Tree:
     """The tree of the labels, whose last level are the examples, in arrays.
 
-    The nodes of a level are numbered so that the children of a node follow one another.
+    The nodes of a level are numbered so that the children of a node follow one another, in two
+    families: first those with a label, which is family 2p of node p, then those whose labels end at p,
+    each a node of its own, family 2p + 1.
 
     Attributes:
-      depth: L, the number of levels of labels; level L are the examples.
+      depth: L, the number of levels of labels; level L are the examples, all in families 2p.
       examples: i64[n], which row of the labels each node of level L is.
       ancestors: for levels -1 (the root) to L - 1, shifted by one, the node i64[n] above each node of
         level L.
-      first: for each level, where the children at it of each node of the level above begin, and the
-        end: i64[nodes above + 1].
+      first: for each level, where the families of the nodes of the level above begin in it, and the
+        end: i64[2 * nodes above + 1].
       parent: for each level, the node of the level above of each of its nodes.
     """
 
     def __init__(self, labels: npt.NDArray[np.integer]) -> None:
         """Makes the tree of labels [n, L] of examples with a label at level 0."""
         n, self.depth = labels.shape
-        # A missing label is one of its own, and so is an example.
+        # A missing label is one of its own, behind all labels, and so is an example.
         own = np.arange(n, dtype=np.int64) + labels.max(initial=0) + 1
-        missing = np.logical_or.accumulate(labels < 0, axis=1)
-        columns = [*np.where(missing, own[:, None], labels).T, own]
+        ended = np.zeros((n, self.depth + 1), bool)
+        ended[:, :-1] = np.logical_or.accumulate(labels < 0, axis=1)
+        columns = [*np.where(ended[:, :-1], own[:, None], labels).T, own]
         nodes = [np.zeros(n, np.int64)]
         self.parent: list[npt.NDArray[np.int64]] = []
         self.first: list[npt.NDArray[np.int64]] = []
-        for column in columns:
+        for column, unlabelled in zip(columns, ended.T, strict=True):
             keys = nodes[-1] * (int(own[-1]) + 1) + column
             _, at, ids = np.unique(keys, return_index=True, return_inverse=True)
             parent = nodes[-1][at]
-            self.first.append(np.searchsorted(parent, np.arange(int(nodes[-1].max()) + 2)))
+            family = 2 * parent + unlabelled[at]
+            self.first.append(np.searchsorted(family, np.arange(2 * int(nodes[-1].max()) + 3)))
             self.parent.append(parent)
             nodes.append(ids.astype(np.int64))
         self.examples = np.argsort(nodes[-1])
@@ -158,16 +173,16 @@ class _Tree:
 
     def child_count(self, level: int) -> npt.NDArray[np.int64]:
         """How many children at `level` each node of the level above has."""
-        return np.diff(self.first[level])
+        return np.diff(self.first[level][::2])
 
 
 class _Pass:
     """One pass over the examples: which are new, and what is drawn.
 
     The examples of a leaf lie shuffled in a row, and the new ones are the last of them. At each level
-    above, `order` lists the nodes, those with new examples below them first among their siblings, and
-    `place` is where a node stands in it. `new` counts the new children, at each level, of a node of the
-    level above. So each draw and each change of a node takes constant time.
+    above, `order` lists the nodes, those with new examples below them first in their family, and
+    `place` is where a node stands in it. `counts` and `new` are the nodes, and those with new examples,
+    of each family of each level. So each draw and each change of a node takes constant time.
     """
 
     def __init__(self, tree: _Tree, seed: int, number: int) -> None:
@@ -179,7 +194,7 @@ class _Pass:
         self.draws = _draws(Stream(seed, number))
         self.first = [level.tolist() for level in tree.first]
         self.parent = [level.tolist() for level in tree.parent[:-1]]
-        self.counts = [tree.child_count(level).tolist() for level in range(tree.depth + 1)]
+        self.counts = [np.diff(level).tolist() for level in tree.first]
         self.order = [list(range(len(parent))) for parent in self.parent]
         self.place = [list(range(len(parent))) for parent in self.parent]
         self.batch_of = [-1] * len(self.anchors)
@@ -212,7 +227,7 @@ class _Pass:
         # A leaf comes as often as it has examples, so that none is left behind.
         new = self.new[-1]
         for leaf in self.remaining:
-            if new[leaf]:
+            if new[2 * leaf]:
                 return leaf
         self.begin()
         return self.anchor()
@@ -228,39 +243,56 @@ class _Pass:
     def relative(self, path: list[int], degree: int) -> int:
         """An example whose path leaves this one at level `degree`, or else nearest to it."""
         level = degree
-        if self.counts[level][path[level]] == 1:
+        if self.is_alone(level, path[level]):
             level = self.stand_in(path, degree)
         parent, own = path[level], path[level + 1]
         if level == self.depth:
-            if self.new[level][parent]:
+            if self.new[level][2 * parent]:
                 return self.take(parent)
-        elif others := self.new[level][parent] - self.is_new(level, parent, own):
-            # Where the own branch stands among the new ones, the next one stands in for it.
-            position = self.first[level][parent] + int(next(self.draws) * others)
-            position += position >= self.place[level][own]
+            return self.again(level, 2 * parent, own)
+        family = 2 * parent
+        if self.counts[level][family] == self.has(level, family, own):
+            family += 1  # no other branch has a label
+        within = self.has(level, family, own)
+        new, first = self.new[level][family], self.first[level][family]
+        # Where the own branch stands among the new ones, the next one stands in for it.
+        place = self.place[level][own] if within else first + new
+        if others := new - (place < first + new):
+            position = first + int(next(self.draws) * others)
+            position += position >= place
             return self.take(self.leaf(level, self.order[level][position]))
-        return self.again(level, parent, own)
+        return self.again(level, family, own)
+
+    def is_alone(self, level: int, parent: int) -> bool:
+        """Whether a node has one child only."""
+        return self.counts[level][2 * parent] + self.counts[level][2 * parent + 1] == 1
+
+    def has(self, level: int, family: int, node: int) -> bool:
+        """Whether a node of the level is in a family."""
+        return self.first[level][family] <= node < self.first[level][family + 1]
 
     def stand_in(self, path: list[int], degree: int) -> int:
         """The next coarser level, or else the next finer one, at which there are other branches."""
         coarser, finer = range(degree - 1, -1, -1), range(degree + 1, self.depth + 1)
         for level in (*coarser, *finer):
-            if self.counts[level][path[level]] > 1:
+            if not self.is_alone(level, path[level]):
                 return level
         return self.depth
 
-    def again(self, level: int, parent: int, own: int) -> int:
-        """An example below another child of `parent`, none of which is new."""
-        others = self.counts[level][parent] - 1
+    def again(self, level: int, family: int, own: int) -> int:
+        """An example below another node of a family, none of which is new."""
+        within = self.has(level, family, own)
+        others = self.counts[level][family] - within
         if not others:
             return own  # the only example there is
-        first = self.first[level][parent]
+        first = self.first[level][family]
         for _ in range(TRIES):
             node = first + int(next(self.draws) * others)
-            node += node >= own
+            node += within and node >= own
             for finer in range(level + 1, self.depth + 1):
-                count = self.counts[finer][node]
-                node = self.first[finer][node] + int(next(self.draws) * count)
+                family = 2 * node + (not self.counts[finer][2 * node])
+                count = self.counts[finer][family]
+                node = self.first[finer][family] + int(next(self.draws) * count)
             if self.batch_of[node] != self.batch:
                 break
         self.batch_of[node] = self.batch
@@ -269,20 +301,17 @@ class _Pass:
     def leaf(self, level: int, node: int) -> int:
         """A leaf with new examples below a node of this level that has some."""
         for finer in range(level + 1, self.depth):
-            count = self.new[finer][node]
-            node = self.order[finer][self.first[finer][node] + int(next(self.draws) * count)]
+            family = 2 * node + (not self.new[finer][2 * node])
+            count = self.new[finer][family]
+            node = self.order[finer][self.first[finer][family] + int(next(self.draws) * count)]
         return node
-
-    def is_new(self, level: int, parent: int, node: int) -> bool:
-        """Whether there are new examples below a node, which has this parent."""
-        return self.place[level][node] < self.first[level][parent] + self.new[level][parent]
 
     def take(self, leaf: int) -> int:
         """The next new example of a leaf that has one."""
-        new = self.new[-1]
-        example = self.first[-1][leaf + 1] - new[leaf]
-        new[leaf] -= 1
-        if not new[leaf]:
+        new, family = self.new[-1], 2 * leaf
+        example = self.first[-1][family + 1] - new[family]
+        new[family] -= 1
+        if not new[family]:
             self.close(leaf)
         self.batch_of[example] = self.batch
         return example
@@ -291,12 +320,14 @@ class _Pass:
         """A leaf has no new example any more, and so it may be with the nodes above it."""
         for level in range(self.depth - 1, -1, -1):
             parent = self.parent[level][node]
-            self.new[level][parent] -= 1
+            family = 2 * parent + (node >= self.first[level][2 * parent + 1])
+            new = self.new[level]
+            new[family] -= 1
             order, place = self.order[level], self.place[level]
-            last, at = self.first[level][parent] + self.new[level][parent], place[node]
+            last, at = self.first[level][family] + new[family], place[node]
             order[at], order[last] = order[last], node
             place[order[at]], place[node] = at, last
-            if self.new[level][parent]:
+            if new[2 * parent] or new[2 * parent + 1]:
                 return
             node = parent
 
