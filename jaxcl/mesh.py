@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jaxcl.losses import nce
 
 AXIS = "data"
 
@@ -45,12 +47,19 @@ class MeshConfig:
         virtual devices are often faster than one on a multi-core CPU, and change no number but by rounding.
       x64: 64-bit mode, for exact comparisons.
       compile_cache: directory of the persistent compilation cache; "" turns it off.
+      loss_impl: form in which losses look at the similarities of all pairs: "dense", "tiled" or "ring", the same numbers in
+        different memory and time; "auto" chooses for each (`losses.nce`). "ring" is for rows that are sharded: a queue, which
+        every device has, is met in tiles.
+      loss_kernel: what walks over the tiles: "xla", or "pallas" for TPU, in float32, with which "auto" takes no dense form. "auto"
+        is "xla". Where a kernel can pay: `losses.nce.using`.
     """
 
     platform: str = ""
     cpu_devices: int = 0
     x64: bool = False
     compile_cache: str = "~/.cache/jaxcl/xla"
+    loss_impl: str = "auto"
+    loss_kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if self.platform not in ("", "cpu", "gpu", "cuda", "rocm", "tpu"):
@@ -59,6 +68,16 @@ class MeshConfig:
             )
         if self.cpu_devices < 0:
             raise ValueError(f"mesh.cpu_devices={self.cpu_devices}: expected 0 or more")
+        for field, choices in (("loss_impl", nce.Impl), ("loss_kernel", nce.Kernel)):
+            if getattr(self, field) not in get_args(choices):
+                raise ValueError(
+                    f"mesh.{field}={getattr(self, field)!r}: expected one of {', '.join(get_args(choices))}"
+                )
+        if self.loss_kernel == "pallas" and (self.loss_impl == "dense" or self.x64):
+            raise ValueError(
+                f"mesh.loss_kernel='pallas' with loss_impl={self.loss_impl!r}, x64={self.x64}: it walks over tiles in float32;"
+                " expected 'auto', 'tiled' or 'ring', and False"
+            )
 
 
 def initialize(config: MeshConfig) -> None:

@@ -394,12 +394,14 @@ class Logger:
         if self._enabled:
             self._console.print(text, soft_wrap=True)
 
-    def advise(self, trivial_loss: float | None = None, grace_steps: int = 100) -> None:
+    def advise(
+        self, trivial_loss: float | None = None, grace_steps: int = 100, advice: str = ""
+    ) -> None:
         """Says what `diagnose` finds in the rows so far, restored ones included.
 
         Each kind of message is said once, and again only if it went away in between.
         """
-        messages = diagnose(self._recent, trivial_loss, grace_steps=grace_steps)
+        messages = diagnose(self._recent, trivial_loss, grace_steps=grace_steps, advice=advice)
         kinds = {message.split(":")[0]: message for message in messages}
         for kind, message in kinds.items():
             if kind not in self._advised:
@@ -577,6 +579,7 @@ def diagnose(
     *,
     grace_steps: int = 100,
     window: int = 5,
+    advice: str = "",
 ) -> list[str]:
     """Says in words what looks wrong; [] where nothing does.
 
@@ -590,6 +593,7 @@ def diagnose(
         NT-Xent log(2N - 1); the margin for a triplet loss.
       grace_steps: at least the steps of the warm-up.
       window: rows.
+      advice: what to do where embeddings are all equal or tell nothing; "" for what helps with two views of an image.
 
     Returns:
       Messages "kind: what was seen: what to do". The kind (all before the first colon) has no
@@ -619,8 +623,11 @@ def diagnose(
     if std is not None and not _recovering(recent("embedding_std")):
         messages.append(
             f"collapsed: std * sqrt(D) of the embeddings is {std:.3f} (about 1 is healthy), all "
-            "images get the same embedding: lower the learning rate, check the temperature (0.05 "
-            "to 0.5) and the batch norm of the head, and for mined triplets begin with semi-hard"
+            "images get the same embedding: "
+            + (
+                advice
+                or "lower the learning rate, check the temperature (0.05 to 0.5) and the batch norm of the head"
+            )
         )
     if loss is not None and trivial_loss:
         close = np.abs(loss - trivial_loss) < 0.01 * trivial_loss
@@ -628,8 +635,11 @@ def diagnose(
             messages.append(
                 f"not separating: loss {loss[-1]:.3f} equals {trivial_loss:.3f}, that of "
                 "embeddings which tell nothing (log of the number of candidates, or the margin): "
-                "raise the learning rate if it is tiny, weaken the augmentations, lower the "
-                "temperature, check that both views come from the same image"
+                + (
+                    advice
+                    or "raise the learning rate if it is tiny, weaken the augmentations, lower the "
+                    "temperature, check that both views come from the same image"
+                )
             )
         # A hinge of distances between unit vectors may be its margin plus 2, and nothing is wrong.
         if (loss > max(2 * trivial_loss, trivial_loss + 2)).all():

@@ -17,7 +17,7 @@ PyTree = Any
 
 OPTIMIZERS = ("lars", "sgd", "adam", "adamw", "lamb")
 SCALINGS = ("linear", "sqrt", "none")
-SCHEDULES = ("cosine", "constant", "step")
+SCHEDULES = ("cosine", "epoch_cosine", "constant", "step")
 REFERENCE_BATCH = 256
 
 
@@ -35,7 +35,9 @@ class OptimConfig:
       warmup_epochs: epochs over which the rate rises linearly to the peak, step by step.
       warmup_steps: the same in steps; give one of the two.
       warmup_init: rate at step 0, as a part of the peak.
-      schedule: what follows the warm-up: "cosine" to `end` at the last step, "constant", or "step".
+      schedule: what follows the warm-up: "cosine" to `end` at the last step, "constant", "step", or
+        "epoch_cosine", which counts from the start of training: epoch e = 1, 2, ... of E has the rate
+        at e / E of a cosine from the peak to `end`, and the warm-up rises to it (SupContrast).
       end: last rate of the cosine, as a part of the peak.
       boundaries: epochs, counted from the start of training, at which "step" multiplies by `decay`.
       decay: factor of "step".
@@ -147,7 +149,7 @@ class OptimConfig:
 
 
 def peak_lr(config: OptimConfig, batch: int) -> float:
-    """The learning rate after the warm-up, for a global batch of `batch` images."""
+    """The largest learning rate, for a global batch of `batch` images."""
     if config.scaling == "linear":
         return config.base_lr * batch / REFERENCE_BATCH
     if config.scaling == "sqrt":
@@ -161,7 +163,8 @@ def make_schedule(
     """Makes the learning rate as a function of the number of completed updates.
 
     With a warm-up of W steps and the cosine, rate(0) = 0 (`warmup_init`), rate(W) is the peak and
-    rate(total_steps) = 0 (`end`). The cosine begins at the end of the warm-up.
+    rate(total_steps) = 0 (`end`). The cosine begins at the end of the warm-up; "epoch_cosine" does at
+    step 0, so that it is below the peak where the warm-up meets it.
 
     Args:
       config: see `OptimConfig`.
@@ -188,10 +191,21 @@ def make_schedule(
             f"the warm-up takes {warmup} steps, the training {total_steps}: lower "
             "optim.warmup_epochs (or warmup_steps) or train longer"
         )
-    if config.schedule == "cosine":
+    top = peak
+    if config.schedule == "epoch_cosine":
+        whole = optax.cosine_decay_schedule(peak, total_steps, config.end)
+        top = float(whole(warmup))
+
+        def main(count: jax.Array) -> jax.Array:
+            return whole(((count + warmup) // steps_per_epoch + 1) * steps_per_epoch)
+
+    elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1), config.end)
     elif config.schedule == "step":
-        steps = {round(b * steps_per_epoch) - warmup: config.decay for b in config.boundaries}
+        steps: dict[int, float] = {}
+        for boundary in config.boundaries:  # some may be one step, where epochs are short
+            at = round(boundary * steps_per_epoch) - warmup
+            steps[at] = steps.get(at, 1.0) * config.decay
         if min(steps) <= 0:
             raise ValueError(
                 f"optim.boundaries={config.boundaries}: expected epochs after the warm-up, "
@@ -203,7 +217,7 @@ def make_schedule(
     if config.per_epoch:
         main = _per_epoch(main, warmup, steps_per_epoch)
     if warmup:
-        rise = optax.linear_schedule(peak * config.warmup_init, peak, warmup)
+        rise = optax.linear_schedule(peak * config.warmup_init, top, warmup)
         main = optax.join_schedules([rise, main], [warmup])
     # In 64-bit mode an int32 count would give a float32 rate.
     return lambda count: main(jnp.asarray(count, float))

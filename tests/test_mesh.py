@@ -53,6 +53,18 @@ def test_bad_platform():
         mesh_lib.MeshConfig(platform="tpuu")
 
 
+def test_forms_of_losses_that_cannot_be():
+    with pytest.raises(ValueError, match=r"mesh.loss_impl='fast': expected one of auto, dense"):
+        mesh_lib.MeshConfig(loss_impl="fast")
+    with pytest.raises(ValueError, match=r"mesh.loss_kernel='cuda': expected one of auto, xla"):
+        mesh_lib.MeshConfig(loss_kernel="cuda")
+    for impossible in ({"loss_impl": "dense"}, {"x64": True}):
+        with pytest.raises(
+            ValueError, match=r"mesh.loss_kernel='pallas' with .* over tiles in float32"
+        ):
+            mesh_lib.MeshConfig(loss_kernel="pallas", **impossible)
+
+
 @pytest.mark.parametrize(
     ("libtpu", "files", "expected"),
     [

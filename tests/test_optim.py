@@ -74,6 +74,14 @@ def test_step():
     np.testing.assert_allclose([schedule(i) for i in steps], expected, rtol=1e-5)
 
 
+def test_steps_of_the_rate_that_fall_together_count_each():
+    config = OptimConfig(
+        base_lr=1.0, scaling="none", schedule="step", boundaries=(0.6, 1.2, 1.8), warmup_epochs=0
+    )
+    schedule = make_schedule(config, 3, 1, 64)
+    np.testing.assert_allclose([schedule(i) for i in range(3)], [1, 0.01, 0.001], rtol=1e-5)
+
+
 def test_per_epoch_holds_the_rate_after_the_warmup():
     config = OptimConfig(base_lr=1.0, scaling="none", warmup_epochs=1, per_epoch=True)
     schedule = make_schedule(config, 50, 10, 64)
@@ -81,6 +89,36 @@ def test_per_epoch_holds_the_rate_after_the_warmup():
         epoch = step // 10 - 1
         expected = step / 10 if step < 10 else 0.5 * (1 + math.cos(math.pi * epoch / 4))
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
+
+
+@pytest.mark.parametrize(("epochs", "warm"), [(100, 10), (7, 2), (5, 0)])
+def test_epoch_cosine_is_that_of_supcontrast(epochs, warm):
+    """Their adjust_learning_rate at the start of an epoch, and warmup_learning_rate at each batch of the first ones."""
+    batches, base, start, decay = 3, 0.5, 0.01, 0.1
+    floor = base * decay**3
+    warmup_to = floor + (base - floor) * (1 + math.cos(math.pi * warm / epochs)) / 2
+    expected = []
+    for epoch in range(1, epochs + 1):
+        rate = floor + (base - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        for batch in range(batches):
+            if epoch <= warm:
+                p = (batch + (epoch - 1) * batches) / (warm * batches)
+                rate = start + p * (warmup_to - start)
+            expected.append(rate)
+    config = OptimConfig(
+        base_lr=base,
+        scaling="none",
+        schedule="epoch_cosine",
+        end=decay**3,
+        warmup_epochs=warm,
+        warmup_init=start / base,
+    )
+    schedule = make_schedule(config, epochs * batches, batches, 512)
+    np.testing.assert_allclose([schedule(i) for i in range(epochs * batches)], expected, rtol=2e-5)
+    if epochs == 100:
+        after = make_schedule(dataclasses.replace(config, schedule="cosine"), 300, 3, 512)
+        assert [round(float(schedule(3 * e - 1)), 3) for e in (20, 50)] == [0.452, 0.250]
+        assert float(after(3 * 20 - 1)) > 0.48
 
 
 def test_schedule_of_a_traced_count_and_in_float64():

@@ -31,6 +31,7 @@ from jaxcl.losses.metric import (
     nca,
 )
 from jaxcl.losses.proxies import arcface, proxy_anchor, proxy_nca, random_proxies
+from jaxcl.losses.scorers import ScorerSpec, Scoring
 from jaxcl.losses.similarity import target_similarity
 from jaxcl.losses.supervised import (
     accuracy,
@@ -50,6 +51,8 @@ from jaxcl.losses.triplets import (
 __all__ = [
     "Distance",
     "Reference",
+    "ScorerSpec",
+    "Scoring",
     "accuracy",
     "arcface",
     "circle",

@@ -19,7 +19,7 @@ from jax import lax
 from jaxcl.losses.contrastive import normalize
 from jaxcl.losses.distances import Distance
 from jaxcl.losses.nce import AnyMesh, ambient_mesh
-from jaxcl.losses.spread import Places, spread
+from jaxcl.losses.spread import Places, on_auto_axis, spread
 from jaxcl.losses.tiles import fill_up, tile_size
 
 PyTree = Any
@@ -213,7 +213,7 @@ def over_anchors(
     Raises:
         ValueError: the anchors do not divide over the devices.
     """
-    mesh = ambient_mesh(axis) if mesh is None else mesh
+    mesh = ambient_mesh(axis, anchors) if mesh is None else mesh
     count = len(jax.tree.leaves(anchors)[0])
     devices = 1 if mesh is None else mesh.shape[axis]
     if count % devices:
@@ -231,8 +231,11 @@ def over_anchors(
         out = lax.map(once, cut)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:own], out)
 
-    places = Places(mesh if devices > 1 else None, axis, ring=False, keys_everywhere=True)
-    return spread(places, share, (whole,), (anchors,))
+    def run(mesh: AnyMesh | None, whole: PyTree, anchors: PyTree) -> T:
+        places = Places(mesh if devices > 1 else None, axis, ring=False, keys_everywhere=True)
+        return spread(places, share, (whole,), (anchors,))
+
+    return on_auto_axis(run, mesh, axis, True, whole, anchors)
 
 
 def check_rows(function: str, z: jax.Array, labels: jax.Array) -> None:

@@ -6,7 +6,7 @@ The first two hold every view of the batch against every other, InfoNCE queries 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 from jax import lax
 
 from jaxcl.losses import nce
+from jaxcl.losses.spread import whole
+
+Reduction = Literal["mean", "mean_valid"]
 
 _EPS = 1e-12
 
@@ -38,7 +41,7 @@ def nt_xent(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, equation 1).
 
@@ -54,15 +57,16 @@ def nt_xent(
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
-            `jax.set_mesh`, if any. Large sharded batches need it: without, "tiled" (and "auto" when
-            it takes it) lets every device do all the work.
-        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
+            `jax.set_mesh`, if any. Large sharded batches need it: without, tiles, which "auto" takes where
+            one device would, make every device do all the work.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU, with which
+            "auto" takes one of the two; "auto" is "xla" unless `jaxcl.losses.nce.using` says otherwise.
 
     Returns:
         A scalar in at least float32. An anchor without positives (V = 1) adds 0.
     """
     batch, views, features = _check_views("nt_xent", z)
-    scale = _inverse_temperature(temperature)
+    scale = inverse_temperature(temperature, z.dtype)
     unit = normalize(z)
     if views == 1:
         return jnp.zeros((), unit.dtype)
@@ -93,10 +97,11 @@ def sup_con(
     variant: Literal["out", "in"] = "out",
     scale: float = 1.0,
     *,
+    reduction: Reduction = "mean",
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3).
 
@@ -112,19 +117,26 @@ def sup_con(
         variant: "out" or "in".
         scale: multiplies the loss. The authors' PyTorch code uses temperature / 0.07, Google's the
             temperature.
+        reduction: "mean" over all ``B * V`` anchors, in which one without positives adds 0 (the
+            authors' code), or "mean_valid", over the anchors that have positives. The same where
+            every image has two views.
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: "dense", "tiled" or "ring", the same numbers in different memory and time
             (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
-            `jax.set_mesh`, if any. Large sharded batches need it: without, "tiled" (and "auto" when
-            it takes it) lets every device do all the work.
-        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
+            `jax.set_mesh`, if any. Large sharded batches need it: without, tiles, which "auto" takes where
+            one device would, make every device do all the work.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU, with which
+            "auto" takes one of the two; "auto" is "xla" unless `jaxcl.losses.nce.using` says otherwise.
 
     Returns:
-        A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor without
-        positives adds 0 and stays in the mean.
+        A scalar in at least float32; 0 if no anchor has positives.
+
+    Raises:
+        ValueError: an unknown choice, or arrays that do not fit.
     """
     batch, views, features = _check_views("sup_con", z)
+    _check_reduction("sup_con", reduction)
     if variant not in ("out", "in"):
         raise ValueError(f'sup_con: variant must be "out" or "in", got {variant!r}.')
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -132,7 +144,7 @@ def sup_con(
             f"sup_con: labels must be int[{batch}], one for each image of z{list(z.shape)}; "
             f"got {labels.dtype}{list(labels.shape)}."
         )
-    scale_of_cosines = _inverse_temperature(temperature)
+    scale_of_cosines = inverse_temperature(temperature, z.dtype)
     # An unknown label becomes one that no other image has.
     labels = labels.astype(jnp.int32)
     own = -1 - jnp.arange(batch, dtype=jnp.int32)
@@ -151,14 +163,7 @@ def sup_con(
         mesh=mesh,
         kernel=kernel,
     )
-    some = stats["positives"] > 0
-    count = jnp.where(some, stats["positives"], 1)
-    if variant == "out":
-        pull = stats["positive_sum"] / count
-    else:
-        pull = stats["positive_lse"] - jnp.log(count)
-    # Rows without positives may hold -inf on both sides: choose before subtracting.
-    return scale * jnp.mean(jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0))
+    return scale * reduced(*push_and_pull(stats, variant), reduction)
 
 
 def info_nce(
@@ -171,7 +176,7 @@ def info_nce(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """InfoNCE of queries, each with one positive key (van den Oord et al., 2018; MoCo, equation 1).
 
@@ -189,7 +194,8 @@ def info_nce(
         impl: "dense" or "tiled", without a queue "ring" too (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the queries and keys are sharded; None takes the
             mesh set by `jax.set_mesh`, if any.
-        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU, with which
+            "auto" takes one of the two; "auto" is "xla" unless `jaxcl.losses.nce.using` says otherwise.
 
     Returns:
         A scalar in at least float32, the mean over the queries. A query without negatives adds 0.
@@ -214,7 +220,7 @@ def info_nce(
             f"info_nce: queue_valid must be bool[{len(queue)}]; "
             f"got {queue_valid.dtype}{list(queue_valid.shape)}."
         )
-    scale = _inverse_temperature(temperature)
+    scale = inverse_temperature(temperature, q.dtype)
     q, k = normalize(q), normalize(k)
     if queue is None:
         index = {"index": jnp.arange(len(q), dtype=jnp.int32)}
@@ -269,9 +275,9 @@ def nt_xent_metrics(
     batch, views, _ = _check_views("nt_xent_metrics", z)
     if views < 2:
         raise ValueError(f"nt_xent_metrics: two views are needed, got z{list(z.shape)}.")
-    scale = lax.stop_gradient(_inverse_temperature(temperature))
+    scale = lax.stop_gradient(inverse_temperature(temperature, z.dtype))
     every = max(1, batch // anchors)
-    unit = normalize(lax.stop_gradient(z))
+    unit = whole(normalize(lax.stop_gradient(z)))
     logits = scale * jnp.matmul(unit[::every, 0], unit[:, 1].T, precision=precision)
     own = jnp.arange(0, batch, every)[:, None]
     candidate = jnp.arange(batch)[None, :]
@@ -304,20 +310,64 @@ def same_group(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
     return nce.Pairs(counted=other, positive=other & (queries["group"] == keys["group"]))
 
 
-def _inverse_temperature(temperature: float | jax.Array) -> float | jax.Array:
-    """1 / temperature in at least float32, refusing a number that cannot divide a cosine."""
-    if not isinstance(temperature, (int, float, np.number)):
-        dtype = jnp.promote_types(temperature.dtype, jnp.float32)
-        return 1 / temperature.astype(dtype)
-    if not temperature > 0 or not math.isfinite(temperature):
-        raise ValueError(f"temperature must be a positive number, got {temperature}.")
-    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
-    if temperature <= rounding:
-        raise ValueError(
-            f"temperature {temperature} is below {rounding:.1e}, what rounding does to a cosine in "
-            f"{jnp.result_type(float)}: logits would be noise or overflow; use 0.005 or more."
-        )
-    return 1 / float(temperature)
+def push_and_pull(stats: nce.Stats, variant: str) -> tuple[jax.Array, jax.Array]:
+    """The loss of each anchor from its row statistics, and whether it has one.
+
+    It has none, and the loss is 0, without positives, or where nothing is in its denominator.
+
+    Args:
+        stats: "lse", "positives", and "positive_sum" ("out") or "positive_lse" ("in").
+        variant: "out" or "in".
+    """
+    some = (stats["positives"] > 0) & (stats["lse"] != -math.inf)
+    count = jnp.where(some, stats["positives"], 1)
+    if variant == "out":
+        pull = stats["positive_sum"] / count
+    else:
+        pull = stats["positive_lse"] - jnp.log(count)
+    # Rows without positives may hold -inf on both sides: choose before subtracting.
+    return jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0), some
+
+
+def reduced(loss: jax.Array, some: jax.Array, reduction: Reduction) -> jax.Array:
+    """The mean of the losses[N] of all anchors, or of those that have one (``"mean_valid"``)."""
+    if reduction == "mean":
+        return jnp.mean(loss)
+    return jnp.sum(loss) / jnp.maximum(jnp.sum(some), 1).astype(loss.dtype)
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in get_args(Reduction):
+        raise ValueError(f'{name}: reduction must be "mean" or "mean_valid", got {reduction!r}.')
+
+
+def inverse_temperature(
+    temperature: float | jax.Array, dtype: jax.typing.DTypeLike
+) -> float | jax.Array:
+    """1 / temperature in at least float32, refusing a number that cannot divide a cosine.
+
+    Args:
+        temperature: a number, or an array, whose values are looked at unless it is traced.
+        dtype: of the embeddings as they are given. What rounding to it does to a number of 1 is the
+            lowest temperature: 0.0039 in bfloat16, 4.9e-4 in float16, 6e-8 in float32.
+
+    Raises:
+        ValueError: not above that.
+    """
+    if not isinstance(temperature, jax.core.Tracer):
+        rounding = float(jnp.finfo(dtype).eps) / 2
+        values = np.asarray(temperature, np.float64)
+        if not np.all((values > 0) & np.isfinite(values)):
+            raise ValueError(f"temperature must be a positive number, got {temperature}.")
+        if not np.all(values > rounding):
+            raise ValueError(
+                f"temperature {temperature} is not above {rounding:.1e}, what rounding to {jnp.dtype(dtype)} "
+                "does to an embedding of length 1: logits would be noise, or their gradient overflow; use a "
+                "higher temperature, or embeddings in a wider type."
+            )
+    if isinstance(temperature, (int, float, np.number)):
+        return 1 / float(temperature)
+    return 1 / temperature.astype(jnp.promote_types(temperature.dtype, jnp.float32))
 
 
 def _check_views(name: str, z: jax.Array) -> tuple[int, int, int]:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcl.losses.contrastive import normalize
+from jaxcl.losses.contrastive import inverse_temperature, normalize
+from jaxcl.losses.spread import whole
 
 
 def info_nce_metrics(
@@ -38,9 +39,9 @@ def info_nce_metrics(
         nearest or among the five nearest (another key that is as near counts as nearer), and
         ``contrastive_entropy``, the mean entropy of the softmax over the dictionary, in nats.
     """
-    scale = lax.stop_gradient(1 / temperature)
+    scale = lax.stop_gradient(inverse_temperature(temperature, q.dtype))
     every = max(1, len(q) // anchors)
-    q, k = (lax.stop_gradient(normalize(x)) for x in (q, k))
+    q, k = (whole(lax.stop_gradient(normalize(x))) for x in (q, k))
     own = scale * jnp.sum(q * k, axis=1, keepdims=True)[::every]
     if queue is None:
         keys = k

@@ -21,6 +21,7 @@ here, as presets of `hierarchical_con`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -29,7 +30,7 @@ from jax import lax
 
 from jaxcl.losses import nce
 from jaxcl.losses.anchors import check_choice
-from jaxcl.losses.contrastive import _check_views, _inverse_temperature, normalize
+from jaxcl.losses.contrastive import _check_views, inverse_temperature, normalize
 
 Name = Literal["himulcon", "hicone", "himulcone"]
 Form = Literal["official", "paper"]
@@ -62,7 +63,7 @@ def hierarchical_con(
     labels: jax.Array,
     temperature: float | jax.Array = 0.1,
     constraint: Constraint = "none",
-    penalty: Penalty = "exp",
+    penalty: Penalty | Sequence[float] = "exp",
     dedup: bool = True,
     divisor: Divisor = "levels",
     scale: float | jax.Array = 1.0,
@@ -71,7 +72,7 @@ def hierarchical_con(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """Contrastive loss over all levels of a label tree (Zhang et al., 2022).
 
@@ -95,7 +96,7 @@ def hierarchical_con(
         temperature: divides the cosines.
         constraint: "none", "layer_mean", "pair_global" or "pair_anchor".
         penalty: the weight of the level that is the n-th from the finest (n = 1): "exp" is
-            exp(1 / n), "pow2" is 2 ** (1 / n), "constant" is 1.
+            exp(1 / n), "pow2" is 2 ** (1 / n), "constant" is 1; or the L weights, coarse to fine.
         dedup: whether each path of a level stands at the next coarser one as one image, the first in
             the order of the labels; images that are not distinguished by their labels are never
             positives twice. An image without a label at the finer level stands for itself.
@@ -108,7 +109,8 @@ def hierarchical_con(
             (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the batch is sharded; None takes the mesh set by
             `jax.set_mesh`, if any.
-        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU.
+        kernel: what walks over the tiles of "tiled" and "ring": "xla", or "pallas" for TPU, with which
+            "auto" takes one of the two; "auto" is "xla" unless `jaxcl.losses.nce.using` says otherwise.
 
     Returns:
         A scalar in at least float32. At each level it is the mean over all anchors that stand there;
@@ -208,12 +210,23 @@ def preset(name: Name, form: Form, temperature: float | jax.Array) -> dict[str, 
     }
 
 
-def level_weights(levels: int, penalty: Penalty) -> tuple[float, ...]:
-    """The weight of each level, coarse to fine: exp(1 / (L - l)) or the like, l from 0.
+def level_weights(levels: int, penalty: Penalty | Sequence[float]) -> tuple[float, ...]:
+    """The weight of each level, coarse to fine: exp(1 / (L - l)) or the like, l from 0, or as given.
 
     Raises:
-        ValueError: an unknown penalty.
+        ValueError: an unknown penalty, or weights that are not L numbers of 0 or more, one above 0.
     """
+    if not isinstance(penalty, str):
+        weights = tuple(map(float, penalty))
+        if len(weights) != levels:
+            raise ValueError(
+                f"hierarchical_con: penalty={weights}: expected a weight for each of {levels} levels, coarse to fine"
+            )
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(
+                f"hierarchical_con: penalty={weights}: expected finite weights of 0 or more, one above 0"
+            )
+        return weights
     check_choice("hierarchical_con", "penalty", penalty, get_args(Penalty))
     base = {"exp": math.e, "pow2": 2.0, "constant": 1.0}[penalty]
     return tuple(base ** (1 / (levels - level)) for level in range(levels))
@@ -224,7 +237,7 @@ def hierarchical_terms(
     labels: jax.Array,
     temperature: float | jax.Array = 0.1,
     constraint: Constraint = "none",
-    penalty: Penalty = "exp",
+    penalty: Penalty | Sequence[float] = "exp",
     dedup: bool = True,
     divisor: Divisor = "levels",
     scale: float | jax.Array = 1.0,
@@ -233,7 +246,7 @@ def hierarchical_terms(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> HierarchicalTerms:
     """`hierarchical_con` with what it is made of, for a log; arguments as there."""
     batch, views, features = _check_views("hierarchical_con", z)
@@ -248,7 +261,7 @@ def hierarchical_terms(
     check_choice("hierarchical_con", "divisor", divisor, get_args(Divisor))
     levels = labels.shape[1]
     weights = level_weights(levels, penalty)
-    sharpness = _inverse_temperature(temperature)
+    sharpness = inverse_temperature(temperature, z.dtype)
 
     group = representatives(labels)
     stands = jnp.ones((batch, levels), bool)

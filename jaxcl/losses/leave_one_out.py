@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcl.losses import nce
-from jaxcl.losses.contrastive import _inverse_temperature, every_valid_key, normalize
+from jaxcl.losses.contrastive import every_valid_key, inverse_temperature, normalize
 
 HEAD0 = ("k0", "all")
 """What the positives of head 0 can be."""
@@ -33,7 +33,7 @@ def leave_one_out(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """The mean of `leave_one_out_terms` over heads; with one head it is `info_nce`.
 
@@ -54,7 +54,8 @@ def leave_one_out(
         impl: "dense" or "tiled" (`jaxcl.losses.nce`); "auto" chooses.
         mesh: the devices over whose axis "data" the images are sharded; None takes the mesh set by
             `jax.set_mesh`, if any.
-        kernel: what walks over the tiles of "tiled": "xla", or "pallas" for TPU.
+        kernel: what walks over the tiles of "tiled": "xla", or "pallas" for TPU, with which "auto" takes
+            it; "auto" is "xla" unless `jaxcl.losses.nce.using` says otherwise.
 
     Returns:
         A scalar in at least float32.
@@ -90,7 +91,7 @@ def leave_one_out_terms(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """The loss of each head, ``float[H]``: means over the images.
 
@@ -105,7 +106,7 @@ def leave_one_out_terms(
     """
     _check(q, k, queues, head0, queue_valid)
     heads, keys = queues.shape[:2]
-    scale = _inverse_temperature(temperature)
+    scale = inverse_temperature(temperature, q.dtype)
     q, k = normalize(q), normalize(k)
     valid = jnp.ones(keys, bool) if queue_valid is None else queue_valid
     valid = jnp.broadcast_to(valid, (heads, keys))

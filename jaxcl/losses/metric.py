@@ -36,7 +36,7 @@ from jaxcl.losses.anchors import (
     sides,
 )
 from jaxcl.losses.distances import Distance
-from jaxcl.losses.mining import PAIR_MININGS, PairMining
+from jaxcl.losses.mining import EPSILON, MINING_MARGINS, PAIR_MININGS, PairMining
 from jaxcl.losses.triplets import REDUCTIONS, Reduction, same_label, same_label_of_valid
 
 PyTree = Any
@@ -96,6 +96,8 @@ def margin_contrastive(
     neg_margin: float = 1.0,
     *,
     mining: PairMining = "all",
+    mining_margins: tuple[float, float] = MINING_MARGINS,
+    epsilon: float = EPSILON,
     reduction: Reduction = "nonzero",
     distance: Distance | str = "l2",
     normalized: bool = True,
@@ -114,8 +116,11 @@ def margin_contrastive(
         pos_margin: distance up to which positives are near enough.
         neg_margin: distance from which on negatives are far enough.
         mining: which pairs: "all"; "hard", "semihard" or "easy" negatives by the two margins, with
-            all positives; "pair_margin", which costs the same with reduction="nonzero";
-            "multi_similarity"; "batch_hard" or "easy_positive". See `jaxcl.losses.mining.pairs`.
+            all positives; "pair_margin"; "multi_similarity"; "batch_hard" or "easy_positive". See
+            `jaxcl.losses.mining.pairs`.
+        mining_margins: of "pair_margin": the distance that its positives are beyond, and the one that
+            its negatives are within.
+        epsilon: of "multi_similarity".
         reduction: positives and negatives have a mean each, which are added: over the mined pairs,
             or over those of them that cost something ("nonzero", as in pytorch-metric-learning).
         distance: a name, or a `Distance`.
@@ -135,8 +140,10 @@ def margin_contrastive(
     """
     name = "margin_contrastive"
     held_against = sides(name, z, labels, reference, distance, normalized, images)
-    price, margins = Margins(pos_margin, neg_margin), (pos_margin, neg_margin)
-    return mined_pairs(name, price, held_against, mining, reduction, margins, mesh=mesh)[0]
+    margins = (pos_margin, neg_margin)
+    price, kinds = Margins(*margins), mining_margins if mining == "pair_margin" else margins
+    settings: dict[str, Any] = {"epsilon": epsilon, "mesh": mesh}
+    return mined_pairs(name, price, held_against, mining, reduction, kinds, **settings)[0]
 
 
 def hadsell(
@@ -145,6 +152,8 @@ def hadsell(
     margin: float = 1.0,
     *,
     mining: PairMining = "all",
+    mining_margins: tuple[float, float] = MINING_MARGINS,
+    epsilon: float = EPSILON,
     distance: Distance | str = "l2",
     normalized: bool = True,
     images: jax.Array | None = None,
@@ -157,8 +166,9 @@ def hadsell(
     of negatives go by 0 and `margin`.
     """
     held_against = sides("hadsell", z, labels, reference, distance, normalized, images)
-    price, margins = Squares(margin), (0.0, margin)
-    return mined_pairs("hadsell", price, held_against, mining, "together", margins, mesh=mesh)[0]
+    price, kinds = Squares(margin), mining_margins if mining == "pair_margin" else (0.0, margin)
+    settings: dict[str, Any] = {"epsilon": epsilon, "mesh": mesh}
+    return mined_pairs("hadsell", price, held_against, mining, "together", kinds, **settings)[0]
 
 
 def mined_pairs(
@@ -169,7 +179,7 @@ def mined_pairs(
     reduction: Reduction | Literal["together"] | str,
     margins: tuple[float, float],
     *,
-    epsilon: float = 0.1,
+    epsilon: float = EPSILON,
     mesh: nce.AnyMesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The price of the mined pairs, and what was mined.
@@ -180,7 +190,7 @@ def mined_pairs(
         held_against: anchors and keys, from `sides`.
         mining: as in `margin_contrastive`.
         reduction: as in `margin_contrastive`, or "together": one mean over all mined pairs.
-        margins: of positives and negatives, for the mining.
+        margins: of positives and negatives, by which "hard", "semihard", "easy" and "pair_margin" go.
         epsilon: of "multi_similarity".
         mesh: as in `margin_contrastive`.
 

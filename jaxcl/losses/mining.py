@@ -47,6 +47,10 @@ TripletMining = Literal[
     "easy_positive",
 ]
 TRIPLET_MININGS: tuple[str, ...] = get_args(TripletMining)
+MINING_MARGINS = (0.2, 0.8)
+"""Of the mining "pair_margin": distances that its positives are beyond and its negatives within (pytorch-metric-learning's)."""
+EPSILON = 0.1
+"""Of the mining "multi_similarity"."""
 ONE_TRIPLET = ("batch_hard", "easy_positive")
 """Mining that takes one triplet of each anchor; the others look at each of its positives."""
 
@@ -167,9 +171,9 @@ def pairs(
     positive: jax.Array,
     negative: jax.Array,
     *,
-    pos_margin: float = 0.2,
-    neg_margin: float = 0.8,
-    epsilon: float = 0.1,
+    pos_margin: float = MINING_MARGINS[0],
+    neg_margin: float = MINING_MARGINS[1],
+    epsilon: float = EPSILON,
 ) -> PairMasks:
     """The pairs that a loss of pairs is made of.
 

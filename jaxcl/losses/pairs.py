@@ -298,16 +298,18 @@ def finish(spec: TileSpec, sums: Sums) -> Stats:
     }
 
 
-def coefficients(spec: TileSpec, stats: Stats, gradient: Stats) -> Coefficients:
-    """What `tile_weights` needs of each row: the gradient of its sums, folded with its lse.
+def coefficients(spec: TileSpec, sums: Sums, gradient: Stats) -> Coefficients:
+    """What `tile_weights` needs of each row: the gradient of its sums, divided by its sum of exponentials.
+
+    A log-sum-exp would do as well in exact arithmetic. But of the size 1 / temperature it is rounded by
+    so much, and with it all weights of its row.
 
     Args:
         spec: as in the forward pass, but without what has no gradient.
-        stats: the results of the forward pass.
-        gradient: of the loss with respect to each of them.
+        sums: over all tiles of each row, of the forward pass.
+        gradient: of the loss with respect to the statistics made of them.
     """
     out: Coefficients = {}
-    argument_of = {value: argument for argument, value in ARGUMENTS.items()}
     for part in spec.parts:
 
         def at_level(values: jax.Array, level: int | None = part.level) -> jax.Array:
@@ -316,16 +318,14 @@ def coefficients(spec: TileSpec, stats: Stats, gradient: Stats) -> Coefficients:
         g = at_level(gradient[part.stat])
         if part.extreme:
             out[part.key] = g
-            out[part.key + "_at"] = at_level(stats[argument_of[part.stat]])
+            out[part.key + "_at"] = sums[part.key + "_at"]
         elif part.exponential:
-            # A row without pairs has lse -inf; +inf makes its exponentials, and so its weights, 0.
-            lse = at_level(stats[part.stat])
-            lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
-            if spec.bound is not None:
-                out[part.key] = g * jnp.exp(spec.bound - lse)
-            else:
-                out[part.key] = g
-                out[part.key + "_at"] = lse
+            # A row without pairs gives them no weight.
+            none = sums[part.key] == 0
+            out[part.key] = jnp.where(none, 0, g) / jnp.where(none, 1, sums[part.key])
+            if spec.bound is None:
+                top = sums[part.key + "_top"]
+                out[part.key + "_at"] = jnp.where(none, jnp.inf, top)
         elif part.stat == "positive_sum":
             out[part.key] = g
     return out

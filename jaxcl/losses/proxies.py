@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxcl.losses import nce
 from jaxcl.losses.anchors import check_choice, check_rows, mean_of, prepared
+from jaxcl.losses.spread import whole
 from jaxcl.losses.tiles import fill_up
 
 NCAForm = Literal["all", "others"]
@@ -109,7 +110,7 @@ def proxy_anchor(
     """
     rows, centres = _both("proxy_anchor", z, labels, proxies)
     count = len(centres)
-    around = nce.ambient_mesh() if mesh is None else mesh
+    around = nce.ambient_mesh(rows=rows) if mesh is None else mesh
     # Each device has its share of the anchors, which here are proxies.
     centres = fill_up(centres, 1 if around is None else around.shape["data"])
     number = jnp.arange(len(centres), dtype=jnp.int32)
@@ -128,7 +129,7 @@ def proxy_anchor(
             want=want,
             **settings,
         )
-        return {name: value[:count] for name, value in found.items()}
+        return {name: whole(value)[:count] for name, value in found.items()}
 
     near, far = stats(("positive_lse", "positives"), -alpha), stats(("lse",), alpha)
     pull = jax.nn.softplus(near["positive_lse"] + alpha * margin)

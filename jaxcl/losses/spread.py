@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AnyMesh = Mesh | AbstractMesh
 T = TypeVar("T")
@@ -34,6 +34,53 @@ class Places:
     axis: str
     ring: bool
     keys_everywhere: bool = False
+
+
+def on_auto_axis(
+    run: Callable[..., T], mesh: AnyMesh | None, axis: str, parted: bool, *arguments: Any
+) -> T:
+    """``run(mesh, *arguments)``, where the axis of the mesh is Auto.
+
+    On an Explicit axis, which is what `jax.make_mesh` makes unless told otherwise, every array has its
+    sharding for a type, and a product of rows and columns that are both sharded has none. So JAX is told
+    to see to it itself in here.
+
+    Args:
+        run: gives leaves ``[N, ...]``.
+        mesh: as of `Places`.
+        axis: as of `Places`.
+        parted: whether the results can be sharded over the axis by their rows.
+        *arguments: all arrays that it needs.
+    """
+    if (
+        mesh is None
+        or dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis] != AxisType.Explicit
+    ):
+        return run(mesh, *arguments)
+    abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    auto = abstract.update_axis_types({axis: AxisType.Auto})
+    around = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arguments)]
+    if isinstance(mesh, Mesh) and all(
+        axis not in m.axis_names for m in (*around, jax.sharding.get_abstract_mesh())
+    ):
+        # No array has such a type.
+        return run(Mesh(mesh.devices, mesh.axis_names, auto.axis_types), *arguments)
+    out = PartitionSpec(axis) if parted else PartitionSpec()
+    with jax.sharding.use_abstract_mesh(abstract):
+        return jax.sharding.auto_axes(
+            lambda *arguments: run(auto, *arguments), axes=axis, out_sharding=out
+        )(*arguments)
+
+
+def whole(tree: T) -> T:
+    """Arrays as they are, but those that an Explicit axis types as sharded whole on every device."""
+
+    def one(x: jax.Array) -> jax.Array:
+        mesh = jax.typeof(x).sharding.mesh
+        typed = AxisType.Explicit in mesh.axis_types
+        return jax.reshard(x, NamedSharding(mesh, PartitionSpec())) if typed else x
+
+    return jax.tree.map(one, tree)
 
 
 def spread(

@@ -16,12 +16,16 @@ from jax import lax
 from jaxcl.losses import nce
 from jaxcl.losses.anchors import check_choice
 from jaxcl.losses.contrastive import (
+    Reduction,
     _check_views,
-    _inverse_temperature,
+    inverse_temperature,
     normalize,
+    push_and_pull,
+    reduced,
     same_group,
     sup_con,
 )
+from jaxcl.losses.spread import whole
 
 Variant = Literal["out", "in"]
 Denominator = Literal["all", "one_positive", "only_negatives"]
@@ -37,10 +41,12 @@ def sup_con_modes(
     *,
     denominator: Denominator = "all",
     contrast: Contrast = "all",
+    positives_cap: int | None = None,
+    reduction: Reduction = "mean",
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """`sup_con` with the choices that the authors' code has (Khosla et al., 2020, Google's `supcon`).
 
@@ -65,6 +71,12 @@ def sup_con_modes(
         denominator: "all", "one_positive" or "only_negatives".
         contrast: which rows are anchors: "all", or the first view of each image ("one"). The others
             are positives and negatives in either case.
+        positives_cap: how many rows, other than its own views, are an anchor's positives at most: a
+            multiple of V, as an image comes with all its views. What is over the cap is neither
+            positive nor negative. An image takes the next ones of its class in the batch, and the
+            last of them the first; Google's code takes the first ones for all. None for no cap.
+        reduction: "mean" over the anchors, to which one without positives adds 0, and so does one
+            without negatives where nothing else is in the denominator; "mean_valid" leaves them out.
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: as in `sup_con`. "one_positive" makes the matrix of similarities in any case, with the
             memory that it takes: what it sums over the positives depends on the sum over Q.
@@ -72,38 +84,56 @@ def sup_con_modes(
         kernel: as in `sup_con`.
 
     Returns:
-        A scalar in at least float32, the mean over the anchors. An anchor without positives adds 0
-        and stays in the mean, and so does one without negatives where nothing else is in the
-        denominator.
+        A scalar in at least float32.
 
     Raises:
-        ValueError: an unknown choice, or arrays that do not fit.
+        ValueError: an unknown choice, a cap that is no multiple of V, or arrays that do not fit.
     """
     check_choice("sup_con_modes", "variant", variant, get_args(Variant))
     check_choice("sup_con_modes", "denominator", denominator, get_args(Denominator))
     check_choice("sup_con_modes", "contrast", contrast, get_args(Contrast))
-    if (denominator, contrast) == ("all", "all"):
+    check_choice("sup_con_modes", "reduction", reduction, get_args(Reduction))
+    if (denominator, contrast, positives_cap) == ("all", "all", None):
         form: dict[str, Any] = {"impl": impl, "mesh": mesh, "kernel": kernel}
-        return scale * sup_con(z, labels, temperature, variant, precision=precision, **form)
+        return scale * sup_con(
+            z, labels, temperature, variant, reduction=reduction, precision=precision, **form
+        )
     batch, views, features = _check_views("sup_con_modes", z)
     _check_labels("sup_con_modes", labels, batch)
     unit = normalize(z)
     rows = unit.reshape(-1, features)
     index = jnp.arange(batch * views, dtype=jnp.int32).reshape(batch, views)
-    group = jnp.broadcast_to(_groups(labels)[:, None], (batch, views))
-    meta = {"index": index.reshape(-1), "group": group.reshape(-1)}
+    of_image = {"group": _groups(labels)}
+    if positives_cap is not None:
+        if positives_cap < 0 or positives_cap % views:
+            raise ValueError(
+                f"sup_con_modes: positives_cap={positives_cap} with {views} views: expected a multiple of "
+                "them, 0 or more, or None."
+            )
+        of_image |= _turns(of_image["group"], positives_cap // views)
+    by_view = {n: jnp.broadcast_to(x[:, None], (batch, views)) for n, x in of_image.items()}
+    meta = {"index": index.reshape(-1)} | {n: x.reshape(-1) for n, x in by_view.items()}
     if contrast == "one":
-        anchors, anchor_meta = unit[:, 0], {"index": index[:, 0], "group": group[:, 0]}
+        anchors, anchor_meta = unit[:, 0], {"index": index[:, 0], **of_image}
         keys: jax.Array | None = rows
         key_meta: nce.Meta | None = meta
+    elif positives_cap is not None:
+        # Whose positive an image is says nothing of its own positives: the relation has two sides.
+        anchors, anchor_meta, keys, key_meta = rows, meta, rows, meta
     else:
         anchors, anchor_meta, keys, key_meta = rows, meta, None, None
-    sharpness = _inverse_temperature(temperature)
+    relation = {
+        ("all", False): same_group,
+        ("all", True): next_of_group,
+        ("others", False): same_group_among_others,
+        ("others", True): next_of_group_among_others,
+    }["all" if denominator == "all" else "others", positives_cap is not None]
+    sharpness = inverse_temperature(temperature, z.dtype)
     pull: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
     stats = nce.row_stats(
         anchors,
         keys,
-        nce.Relation(same_group if denominator == "all" else same_group_among_others),
+        nce.Relation(relation),
         anchor_meta,
         key_meta,
         scale=sharpness,
@@ -115,12 +145,12 @@ def sup_con_modes(
         kernel=kernel,
     )
     if denominator == "one_positive":
-        s = sharpness * jnp.matmul(anchors, rows.T, precision=precision)
-        pairs = same_group(_as_rows(anchor_meta), _as_columns(meta))
-        loss = _one_positive(s, pairs.positive, stats["lse"], stats["positives"], variant)
+        s = sharpness * jnp.matmul(anchors, whole(rows).T, precision=precision)
+        pairs = relation(_as_rows(anchor_meta), _as_columns(whole(meta)))
+        loss, some = _one_positive(s, pairs.positive, stats["lse"], stats["positives"], variant)
     else:
-        loss = _pushed_and_pulled(stats, variant)
-    return scale * jnp.mean(loss)
+        loss, some = push_and_pull(stats, variant)
+    return scale * reduced(loss, some, reduction)
 
 
 def sup_con_memory(
@@ -138,7 +168,7 @@ def sup_con_memory(
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """SupCon of queries against the keys of a momentum encoder and a queue of older ones.
 
@@ -177,7 +207,7 @@ def sup_con_memory(
         )
     _check_labels("sup_con_memory", labels, count)
     _check_labels("sup_con_memory", queue_labels, slots, "queue_labels")
-    sharpness = _inverse_temperature(temperature)
+    sharpness = inverse_temperature(temperature, q.dtype)
     q, k, queue = normalize(q), normalize(lax.stop_gradient(k)), lax.stop_gradient(queue)
     group = {"index": jnp.arange(count, dtype=jnp.int32), "group": _groups(labels)}
     valid = jnp.ones(slots, bool) if queue_valid is None else queue_valid
@@ -207,7 +237,7 @@ def sup_con_memory(
             **form,
         )
     )
-    return scale * jnp.mean(_pushed_and_pulled(_joined(parts), variant))
+    return scale * reduced(*push_and_pull(_joined(parts), variant), "mean")
 
 
 def sup_con_overlap(
@@ -217,10 +247,11 @@ def sup_con_overlap(
     variant: Variant = "out",
     scale: float | jax.Array = 1.0,
     *,
+    reduction: Reduction = "mean",
     precision: Any = "highest",
     impl: nce.Impl = "auto",
     mesh: nce.AnyMesh | None = None,
-    kernel: nce.Kernel = "xla",
+    kernel: nce.Kernel = "auto",
 ) -> jax.Array:
     """SupCon of images that have several labels: a positive counts as much as its labels overlap.
 
@@ -236,19 +267,21 @@ def sup_con_overlap(
         temperature: divides the cosines.
         variant: "out" or "in".
         scale: multiplies the loss.
+        reduction: "mean" over all ``B * V`` anchors, to which one that overlaps with nothing adds 0;
+            "mean_valid" leaves it out.
         precision: of the similarity product, as in `jax.numpy.matmul`.
         impl: as in `sup_con`.
         mesh: as in `sup_con`.
         kernel: as in `sup_con`.
 
     Returns:
-        A scalar in at least float32, the mean over all ``B * V`` anchors. An anchor that overlaps
-        with nothing adds 0 and stays in the mean.
+        A scalar in at least float32.
 
     Raises:
-        ValueError: an unknown variant, or arrays that do not fit.
+        ValueError: an unknown choice, or arrays that do not fit.
     """
     check_choice("sup_con_overlap", "variant", variant, get_args(Variant))
+    check_choice("sup_con_overlap", "reduction", reduction, get_args(Reduction))
     batch, views, features = _check_views("sup_con_overlap", z)
     if labels.ndim != 2 or len(labels) != batch or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
@@ -258,7 +291,7 @@ def sup_con_overlap(
     rows = batch * views
     labels = jnp.repeat(labels.astype(jnp.int32), views, axis=0, total_repeat_length=rows)
     number = jnp.arange(rows, dtype=jnp.int32)
-    sharpness = _inverse_temperature(temperature)
+    sharpness = inverse_temperature(temperature, z.dtype)
     pull: nce.Stat = "positive_sum" if variant == "out" else "positive_lse"
     stats = nce.row_stats(
         normalize(z).reshape(-1, features),
@@ -278,7 +311,7 @@ def sup_con_overlap(
         mesh=mesh,
         kernel=kernel,
     )
-    return scale * jnp.mean(_pushed_and_pulled(stats, variant))
+    return scale * reduced(*push_and_pull(stats, variant), reduction)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -315,6 +348,24 @@ def same_group_among_others(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
     return nce.Pairs(counted=~same, positive=same & (queries["index"] != keys["index"]))
 
 
+def next_of_group(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts the anchor's positives and all rows of other groups; see `_turns`."""
+    positive = _taken(queries, keys)
+    return nce.Pairs(counted=positive | (queries["group"] != keys["group"]), positive=positive)
+
+
+def next_of_group_among_others(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
+    """Counts the rows of other groups only; positive as in `next_of_group`."""
+    return nce.Pairs(counted=queries["group"] != keys["group"], positive=_taken(queries, keys))
+
+
+def _taken(queries: nce.Meta, keys: nce.Meta) -> jax.Array:
+    """Rows of the anchor's group, but itself, whose image it takes: its own, or one of the next ones."""
+    same = (queries["group"] == keys["group"]) & (queries["index"] != keys["index"])
+    away = (keys["turn"] - queries["turn"]) % jnp.maximum(queries["size"], 1)  # 0 fills tiles up
+    return same & (away <= queries["take"])
+
+
 def same_group_of_valid(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
     """Counts the keys that are valid; those of the anchor's group, if it is known, are positive."""
     same = (queries["group"] == keys["group"]) & (queries["group"] >= 0)
@@ -340,22 +391,10 @@ def _joined(parts: list[nce.Stats]) -> nce.Stats:
     return joined
 
 
-def _pushed_and_pulled(stats: nce.Stats, variant: str) -> jax.Array:
-    """The loss of each anchor from its row statistics; 0 if it has no positives, or counts nothing."""
-    some = (stats["positives"] > 0) & (stats["lse"] != -math.inf)
-    count = jnp.where(some, stats["positives"], 1)
-    if variant == "out":
-        pull = stats["positive_sum"] / count
-    else:
-        pull = stats["positive_lse"] - jnp.log(count)
-    # Rows without positives may hold -inf on both sides: choose before subtracting.
-    return jnp.where(some, stats["lse"], 0) - jnp.where(some, pull, 0)
-
-
 def _one_positive(
     s: jax.Array, positive: jax.Array, negatives: jax.Array, count: jax.Array, variant: str
-) -> jax.Array:
-    """The loss of each anchor whose positives, s[N, M], each meet the negatives, their lse[N], alone."""
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of each anchor whose positives, s[N, M], each meet the negatives, their lse[N], alone; and whether it has one."""
     # -log(exp(s) / (exp(s) + exp(n))) = softplus(n - s); without negatives it is 0.
     alone = negatives == -math.inf
     price = jax.nn.softplus(jnp.where(alone, 0, negatives)[:, None] - s)
@@ -366,13 +405,22 @@ def _one_positive(
     else:
         seen = jnp.where(positive | ~some[:, None], -price, -math.inf)
         loss = jnp.log(count) - jax.nn.logsumexp(seen, axis=1)
-    return jnp.where(some, loss, 0)
+    return jnp.where(some, loss, 0), some
 
 
 def _groups(labels: jax.Array) -> jax.Array:
     """Labels i32[B] in which an unknown one has become one that no other image has."""
     labels = labels.astype(jnp.int32)
     return jnp.where(labels < 0, -1 - jnp.arange(len(labels), dtype=jnp.int32), labels)
+
+
+def _turns(groups: jax.Array, take: int) -> dict[str, jax.Array]:
+    """The place of each image among those of its group i32[B], how many they are, and how many each of them takes."""
+    ordered = jnp.sort(groups)
+    first = jnp.searchsorted(ordered, groups, side="left").astype(jnp.int32)
+    end = jnp.searchsorted(ordered, groups, side="right").astype(jnp.int32)
+    place = jnp.argsort(jnp.argsort(groups, stable=True)).astype(jnp.int32)
+    return {"turn": place - first, "size": end - first, "take": jnp.full_like(first, take)}
 
 
 def _as_rows(meta: nce.Meta) -> nce.Meta:

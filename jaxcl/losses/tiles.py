@@ -306,13 +306,11 @@ def _column_sums(spec: TileSpec, s: jax.Array, pairs: Pairs | None, row_meta: Me
     return {key: jnp.squeeze(value, 0) for key, value in sums.items()}
 
 
-def _at(tree: T, i: jax.Array) -> T:
+def _at(tree: T, i: jax.Array | int) -> T:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
 
 
-def _for_each(
-    tree: Any, count: int, visit: Callable[[jax.Array, Any, T], T], carry: T
-) -> T:
+def _for_each(tree: Any, count: int, visit: Callable[[jax.Array, Any, T], T], carry: T) -> T:
     """`carry` after ``visit(i, tree[i], carry)`` for each i in turn.
 
     The leaves are fetched a turn ahead: where one slice serves the rows and the columns of a tile,

@@ -31,9 +31,10 @@ from jaxcl.losses.anchors import (
     over_anchors,
     sides,
 )
-from jaxcl.losses.contrastive import _inverse_temperature
+from jaxcl.losses.contrastive import inverse_temperature
 from jaxcl.losses.distances import Distance
 from jaxcl.losses.mining import ONE_TRIPLET, TRIPLET_MININGS, Chosen, TripletMining
+from jaxcl.losses.spread import whole
 
 PyTree = Any
 Reduction = Literal["nonzero", "mean"]
@@ -141,7 +142,7 @@ def triplet(
         smooth: softplus in the place of relu.
         distance: a name, or a `Distance`; of "cosine" and "dot" the difference is that of the
             similarities, as in SimCLR's margin triplet loss (section 5.1).
-        normalized: whether rows are L2-normalised first, in at least float32.
+        normalized: whether rows are L2-normalised first, in at least float32; "distance_weighted" needs it.
         images: ``int[N]``, the image that each row is of, from 0 on: rows of one image are neither
             positive nor negative of each other. None: every row is an image of its own, so that two
             views of an image are positives. Keys of the reference are of other images.
@@ -242,7 +243,7 @@ def nt_logistic(
     """
     check_choice("nt_logistic", "mining", mining, ("all", "semihard"))
     held_against = sides("nt_logistic", z, labels, reference, "dot", True, images)
-    price = logistic(temperature)
+    price = logistic(temperature, z.dtype)
     mined = "closest_semihard" if mining == "semihard" else "all"
     return mined_triplets("nt_logistic", price, held_against, mined, "mean", math.inf, mesh=mesh)[0]
 
@@ -266,7 +267,7 @@ def nt_xent_pairs(
     Args:
         z: ``float[N, D]``; normalised here, in at least float32.
         labels: ``int[N]``, as in `triplet`.
-        temperature: tau; a number.
+        temperature: tau; a number. The default is that of `nt_xent`; pytorch-metric-learning's is 0.07.
         mining: "all", or "semihard", which leaves out negatives that are as near as the positive, or
             nearer.
         images: as in `triplet`.
@@ -281,7 +282,8 @@ def nt_xent_pairs(
         ValueError: as `triplet`.
     """
     held_against = sides("nt_xent_pairs", z, labels, reference, "dot", True, images)
-    return softmax_pairs("nt_xent_pairs", held_against, temperature, mining, mesh)[0]
+    scale = float(inverse_temperature(temperature, z.dtype))
+    return softmax_pairs("nt_xent_pairs", held_against, scale, mining, mesh)[0]
 
 
 def triplet_counts(
@@ -306,13 +308,13 @@ def triplet_counts(
     return {name: jnp.sum(value) for name, value in sums.items()}
 
 
-def logistic(temperature: float) -> Logistic:
-    """The price of `nt_logistic`.
+def logistic(temperature: float, dtype: jax.typing.DTypeLike) -> Logistic:
+    """The price of `nt_logistic` for embeddings that are given in a dtype.
 
     Raises:
         ValueError: a temperature that cannot divide a cosine.
     """
-    return Logistic(float(_inverse_temperature(temperature)))
+    return Logistic(float(inverse_temperature(temperature, dtype)))
 
 
 def mined_triplets(
@@ -355,6 +357,10 @@ def mined_triplets(
             raise ValueError(
                 f'{function}: mining="distance_weighted" draws negatives: give a key=.'
             )
+        if not held_against.normalized:
+            raise ValueError(
+                f'{function}: mining="distance_weighted" goes by the distances of points on a sphere: expected normalized=True.'
+            )
         if held_against.distance != Distance("l2"):
             raise ValueError(
                 f'{function}: mining="distance_weighted" goes by the distances of points on a sphere: expected'
@@ -384,13 +390,13 @@ def mined_triplets(
 def softmax_pairs(
     function: str,
     held_against: Sides,
-    temperature: float,
+    scale: float,
     mining: Literal["all", "semihard"] | str,
     mesh: nce.AnyMesh | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`nt_xent_pairs` of anchors and keys, and "mined_pairs", the number of pairs that have a negative."""
+    """`nt_xent_pairs` of anchors and keys, their cosines times `scale`, and "mined_pairs", the pairs that have a negative."""
     check_choice(function, "mining", mining, ("all", "semihard"))
-    term = _Softmax(float(_inverse_temperature(temperature)), mining)
+    term = _Softmax(scale, mining)
     sums = _over_positives(held_against, term, {}, {}, mesh)
     return mean_of(sums["cost"], sums["mined"]), {"mined_pairs": jnp.sum(sums["mined"])}
 
@@ -411,7 +417,7 @@ def _one_triplet(
     """The costs ``[N]`` of the one triplet that each anchor has."""
     anchors, keys, distance, _ = held_against
     p, n, found = choose(held_against, mining, mesh)
-    positive, negative = keys["z"][p], keys["z"][n]
+    positive, negative = (whole(keys["z"])[whole(at)] for at in (p, n))
     d_an = distance.of_rows(anchors["z"], negative)
     if swap:
         d_an = jnp.minimum(d_an, distance.of_rows(positive, negative))

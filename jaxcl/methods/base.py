@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxcl.losses import Scoring
 from jaxcl.models import HeadOn, HeadSpec
 from jaxcl.views import ViewProgram, Views
 
@@ -86,7 +87,56 @@ def similarity_by_depth(method: Method) -> tuple[float, ...]:
     return getattr(method, "by_depth", ())
 
 
+def scores_pairs(method: Method) -> bool:
+    """Whether the method has a way of its own to score two embeddings."""
+    return hasattr(method, "scoring")
+
+
+def scoring(method: Method, params: PyTree, head: str) -> Scoring | None:
+    """How the method scores two z of a head with its params["method"]; None if it has no way of its own."""
+    known = getattr(method, "scoring", None)
+    found: Scoring | None = None if known is None else known(params, head)
+    return found
+
+
 def trivial_loss(method: Method, batch_size: int) -> float | None:
     """The loss of embeddings that carry nothing, if the method knows it (a collapse is then told in words)."""
     known = getattr(method, "trivial_loss", None)
     return None if known is None else known(batch_size)
+
+
+def advice(method: Method) -> str:
+    """What to do where the embeddings tell nothing, in the method's own words; "" for the usual ones."""
+    return getattr(method, "advice", "")
+
+
+def own_rate(method: Method) -> str:
+    """What the method trains itself that learns badly at the network's learning rate; "" for nothing."""
+    return getattr(method, "own_rate", "")
+
+
+def remarks(method: Method) -> tuple[str, ...]:
+    """What has to be said of its settings before a training, a line each: those that do nothing, or that are risky."""
+    return getattr(method, "remarks", ())
+
+
+def labels_apart(method: Method) -> bool:
+    """Whether it takes the label columns of an image as several labels, and not as the levels of one path."""
+    return getattr(method, "overlap", False)
+
+
+def learned_levels(method: Method) -> tuple[str, ...]:
+    """Names of the label levels at each of which the method needs classes to tell apart; () if it does not say."""
+    return getattr(method, "learned_levels", ())
+
+
+def own_classifier(method: Method) -> str:
+    """Where the classifier is that it trains itself, of its `level` of its `labels`.
+
+    Returns:
+      "head", the head of the name "classifier", whose outputs are logits; "probe", {"kernel": float[F,C], "bias": float[C]} on h
+      among its own parameters; "" for none.
+    """
+    if "classifier" in method.heads:
+        return "head"
+    return "probe" if getattr(method, "probe", False) else ""

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl import losses
-from jaxcl.losses.hierarchical import Constraint, Form, Name, Penalty, level_weights, preset
+from jaxcl.losses.hierarchical import (
+    Constraint,
+    Divisor,
+    Form,
+    Name,
+    Penalty,
+    level_weights,
+    preset,
+)
 from jaxcl.methods.base import Apply, LossOut, PyTree
 from jaxcl.methods.labels import LabelLevels
 from jaxcl.methods.supcon import joint_probe, probe_params, same_class
@@ -41,6 +49,10 @@ class Hierarchical:
       temperature: tau.
       constraint: "none", "layer_mean", "pair_global" or "pair_anchor", in the place of the form's; "" keeps that.
       penalty: "exp", "pow2" or "constant", in the place of the variant's; "" keeps that.
+      weights: of each level that is learned, coarse to fine, in the place of a penalty; () for none such.
+      dedup: "on": each path stands at the next coarser level as one image; "off": all images stand at all levels; "" is as the
+        form has it.
+      divisor: of the sum over the levels, "levels" or "levels+1", in the place of the form's; "" keeps that.
       detach_floor: let no gradient flow through what the constraint compares with.
       level: the label level of the joint probe: its name or number; "0" is the coarsest.
       probe: train a linear classifier of that level on h, behind a stop-gradient, as in `SupCon`.
@@ -61,6 +73,9 @@ class Hierarchical:
     temperature: float = 0.1
     constraint: str = ""
     penalty: str = ""
+    weights: tuple[float, ...] = ()
+    dedup: str = ""
+    divisor: str = ""
     detach_floor: bool = False
     level: str = "0"
     probe: bool = True
@@ -74,11 +89,19 @@ class Hierarchical:
             ("form", get_args(Form)),
             ("constraint", ("", *get_args(Constraint))),
             ("penalty", ("", *get_args(Penalty))),
+            ("dedup", ("", "on", "off")),
+            ("divisor", ("", *get_args(Divisor))),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(
                     f"method.{field}={getattr(self, field)!r}: expected one of {', '.join(filter(None, choices))}"
                 )
+        if self.weights and self.penalty:
+            raise ValueError(
+                f"method.weights={self.weights} and method.penalty={self.penalty!r}: give one of the two"
+            )
+        if self.weights:
+            level_weights(len(self.learned_levels) or len(self.weights), self.weights)
         if self.detach_floor and self.settings["constraint"] == "none":
             raise ValueError(
                 f"method.detach_floor=True does nothing without a constraint, and {self.variant!r} has none: set"
@@ -95,12 +118,12 @@ class Hierarchical:
             raise ValueError(
                 f"method.hierarchy={self.hierarchy}: expected some of the levels of the data, in their order: {names}"
             )
-        if len(self.levels) < 2:
+        if len(self.learned_levels) < 2:
             raise ValueError(
-                f"the only label level is {self.levels[0]!r}, and on one level all of these losses are SupCon: use the method"
+                f"the only label level is {self.learned_levels[0]!r}, and on one level all of these losses are SupCon: use the method"
                 " 'supcon', or give data.label_keys (a table, TFDS) or data.labels='path' (a folder) more levels"
             )
-        for name in self.levels:
+        for name in self.learned_levels:
             if self.labels.classes[names.index(name)] < 2:
                 raise ValueError(
                     f"label level {name!r} has one class only, and so nothing to tell apart: name the other levels in"
@@ -108,7 +131,7 @@ class Hierarchical:
                 )
 
     @property
-    def levels(self) -> tuple[str, ...]:
+    def learned_levels(self) -> tuple[str, ...]:
         """Names of the levels that are learned, coarse to fine; () as long as the data are not known."""
         return self.hierarchy or self.labels.names
 
@@ -121,17 +144,24 @@ class Hierarchical:
     def settings(self) -> dict[str, Any]:
         """The arguments of `losses.hierarchical_terms`."""
         settings = preset(self.variant, self.form, self.temperature)  # type: ignore[arg-type]
-        changed = {"constraint": self.constraint, "penalty": self.penalty}
+        changed = {
+            "constraint": self.constraint,
+            "penalty": self.weights or self.penalty,
+            "divisor": self.divisor,
+        }
         settings |= {name: value for name, value in changed.items() if value}
+        if self.dedup:
+            settings["dedup"] = self.dedup == "on"
         return settings | {"temperature": self.temperature, "detach_floor": self.detach_floor}
 
     def trivial_loss(self, batch_size: int) -> float | None:
         """The loss of equal embeddings, if all images stand at all levels: each costs the log of all rows but the anchor."""
-        settings, levels = self.settings, len(self.levels)
+        settings, levels = self.settings, len(self.learned_levels)
         if settings["dedup"] or not levels:
             return None
         rows = batch_size * len(self.views.views)
-        weight = sum(level_weights(levels, settings["penalty"])) / levels
+        weight = sum(level_weights(levels, settings["penalty"]))
+        weight *= settings["scale"] / (levels + (settings["divisor"] == "levels+1"))
         return weight * math.log(max(rows - 1, 1))
 
     def init_params(self, key: jax.Array) -> PyTree:
@@ -166,7 +196,7 @@ class Hierarchical:
         paths = self._paths(batch["label"])
         terms = losses.hierarchical_terms(z, paths, **self.settings)
         metrics = {"same_leaf": same_class(paths[:, -1])}
-        for number, name in enumerate(self.levels or map(str, range(paths.shape[1]))):
+        for number, name in enumerate(self.learned_levels or map(str, range(paths.shape[1]))):
             metrics[f"loss_{name}"] = terms.levels[number]
             if self.settings["constraint"] != "none" and number < paths.shape[1] - 1:
                 metrics[f"floored_{name}"] = terms.floored[number]

@@ -124,7 +124,10 @@ class Bank:
         return cls(rows, jnp.zeros(images, jnp.int32), valid)
 
     def draw(self, key: jax.Array, count: int) -> jax.Array:
-        """Numbers i32[count] of rows, drawn evenly and with replacement."""
+        """Numbers i32[count] of rows, drawn evenly and with replacement, as in the code of Wu et al.
+
+        A query's own row may be among them, in 1 - (1 - 1/M)^count of the draws.
+        """
         return jax.random.randint(key, (count,), 0, len(self.rows), jnp.int32)
 
     def update(self, index: jax.Array, z: jax.Array, momentum: float) -> "Bank":

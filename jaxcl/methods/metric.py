@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl import losses
+from jaxcl.losses.distances import Distance
 from jaxcl.methods.base import Apply, LossOut, PyTree
 from jaxcl.methods.labels import IMAGE, LabelLevels
 from jaxcl.methods.memory import Queue
@@ -35,6 +36,9 @@ from jaxcl.views import ViewProgram, Views
 
 UNKNOWN = 2**30
 """Labels from here on are of images without one, whose views agree with each other alone."""
+
+AT_0 = ("all", "hard", "violating", "batch_hard", "facenet", "distance_weighted")
+"""Minings of triplets that have something to take where all distances are equal."""
 
 DRAWS = 1
 """Folded into the step's key: for what the loss draws."""
@@ -63,6 +67,7 @@ class Metric:
       pos_margin: of "margin_contrastive" and "lifted_structure".
       neg_margin: of the same.
       distance: of "margin_contrastive", "hadsell", "triplet", "margin" and "lifted_structure".
+      p: the exponent of the distance "lp".
       reduction: "nonzero" or "mean", of "margin_contrastive", "triplet" and "margin".
       swap: of "triplet".
       smooth: of "triplet".
@@ -74,6 +79,8 @@ class Metric:
       nu: of "margin" with `learn_beta`.
       base: of "multi_similarity".
       epsilon: of the mining "multi_similarity".
+      mining_pos_margin: of the mining "pair_margin": positives that are farther than that.
+      mining_neg_margin: of the same: negatives that are nearer than that.
       bins: of "fast_ap".
       l2: of "n_pairs".
       denominator: of "proxy_nca".
@@ -94,6 +101,7 @@ class Metric:
     pos_margin: float | None = None
     neg_margin: float | None = None
     distance: str | None = None
+    p: float | None = None
     reduction: str | None = None
     swap: bool | None = None
     smooth: bool | None = None
@@ -105,6 +113,8 @@ class Metric:
     nu: float | None = None
     base: float | None = None
     epsilon: float | None = None
+    mining_pos_margin: float | None = None
+    mining_neg_margin: float | None = None
     bins: int | None = None
     l2: float | None = None
     denominator: str | None = None
@@ -161,10 +171,19 @@ class Metric:
             raise ValueError(
                 f"method.distance={self.distance!r} with mining='distance_weighted': expected 'l2'"
             )
-        if self.epsilon is not None and self.mined != "multi_similarity":
-            raise ValueError(
-                f"method.epsilon={self.epsilon} does nothing without mining='multi_similarity'"
-            )
+        if self.p is not None and self.distance != "lp":
+            raise ValueError(f"method.p={self.p} does nothing without distance='lp'")
+        if self.distance == "lp":
+            Distance("lp", self.setting("p"))
+        for field, mining in (
+            ("epsilon", "multi_similarity"),
+            ("mining_pos_margin", "pair_margin"),
+            ("mining_neg_margin", "pair_margin"),
+        ):
+            if getattr(self, field) is not None and self.mined != mining:
+                raise ValueError(
+                    f"method.{field}={getattr(self, field)} does nothing without mining={mining!r}"
+                )
         if self.nu is not None and self.setting("learn_beta") == "no":
             raise ValueError(
                 f"method.nu={self.nu} does nothing to a border that is not learned: set method.learn_beta='one' or 'class'"
@@ -196,10 +215,26 @@ class Metric:
                 " 'semihard'"
                 + (", or a method.pos_margin above 0" if "pos_margin" in settings else "")
             )
+        if self.mined == "pair_margin":
+            self._check_mining_margins(near, far)
         if self.mined == "semihard" and not near < far:
             raise ValueError(
                 f"{mining} with the loss {self.objective!r} takes negatives from {near:g} to {far:g}, of which there are none:"
                 " choose a margin of negatives above that of positives"
+            )
+
+    def _check_mining_margins(self, near: float, far: float) -> None:
+        """Refuses margins of the mining "pair_margin" that choose nothing, or nothing but what costs something anyway."""
+        from_, to = self.setting("mining_pos_margin"), self.setting("mining_neg_margin")
+        shown = f"method.mining_pos_margin={from_:g}, method.mining_neg_margin={to:g}"
+        if not to > 0 and self.setting("distance") != "dot":
+            raise ValueError(
+                f"{shown}: there are no negatives nearer than {to:g}; expected a number above 0"
+            )
+        if self.setting("reduction") == "nonzero" and from_ <= near and to >= far:
+            raise ValueError(
+                f"{shown} with the margins {near:g} and {far:g} of the loss takes all pairs that cost something, as mining='all'"
+                " does: choose mining='all', or narrower margins"
             )
 
     def _check_memory(self) -> None:
@@ -236,6 +271,11 @@ class Metric:
         return self.spec.minings[0] if self.mining is None else self.mining
 
     @property
+    def own_rate(self) -> str:
+        """What it trains itself that needs a learning rate of its own."""
+        return "proxies" if self.spec.proxies else ""
+
+    @property
     def trains_classes(self) -> bool:
         """Whether each class has parameters of its own."""
         return self.spec.proxies or self.setting("learn_beta") == "class"
@@ -245,17 +285,31 @@ class Metric:
         value = getattr(self, field)
         return self.spec.settings.get(field) if value is None else value
 
+    @property
+    def advice(self) -> str:
+        """What to do where embeddings tell nothing."""
+        found = []
+        if "semihard" in self.spec.minings and self.mined != "semihard":
+            found.append("begin with semi-hard negatives (method.mining='semihard')")
+        if self.objective == "margin_contrastive" and not self.setting("pos_margin"):
+            found.append("set a method.pos_margin above 0")
+        if self.objective in ("nt_xent", "nt_logistic"):
+            found.append("lower method.temperature")
+        return ", ".join(
+            [
+                *found,
+                "lower the learning rate or lengthen the warm-up",
+                "take larger batches",
+                "check that a batch has several images of each class (data.sampler, data.per_class) and that method.level is meant",
+            ]
+        )
+
     def trivial_loss(self, batch_size: int) -> float | None:
         """The loss of equal embeddings, where it says something: the margin, for a triplet loss."""
-        if self.objective == "triplet" and self.mined in (
-            "all",
-            "hard",
-            "violating",
-            "batch_hard",
-            "facenet",
-        ):
-            margin = self.setting("margin")
-            return math.log1p(math.exp(margin)) if self.setting("smooth") else margin
+        if self.objective in ("triplet", "margin") and self.mined in AT_0:
+            return self._trivial_triplets()
+        if self.objective == "margin_contrastive":
+            return self._trivial_pairs()
         if self.level == IMAGE and self.mined == "all" and not self.memory_size:
             views = len(self.views.views)
             if self.objective == "nt_xent":
@@ -264,6 +318,25 @@ class Metric:
                 s = 1 / self.setting("temperature")
                 return s + 2 * math.log1p(math.exp(-s))
         return None
+
+    def _trivial_triplets(self) -> float | None:
+        """Of triplets whose two distances are equal, and in the loss "margin" are 0."""
+        margin = self.setting("margin")
+        if self.objective == "triplet":
+            return math.log1p(math.exp(margin)) if self.setting("smooth") else margin
+        if self.setting("learn_beta") != "no" or self.setting("distance") == "dot":
+            return None
+        near, far = (max(0.0, margin + side * self.setting("beta")) for side in (-1, 1))
+        nonzero = self.setting("reduction") == "nonzero"
+        return (near + far) / max(1, (near > 0) + (far > 0)) if nonzero else near + far
+
+    def _trivial_pairs(self) -> float | None:
+        """Of negatives at distance 0; positives there cost nothing."""
+        near, far = self.setting("pos_margin"), self.setting("neg_margin")
+        none = self.mined == "easy_positive" or (self.mined == "semihard" and near > 0)
+        if none or near < 0 or self.setting("distance") == "dot":
+            return None
+        return float(far)
 
     def init_params(self, key: jax.Array) -> PyTree:
         """Proxies of random direction; borders at `beta`.

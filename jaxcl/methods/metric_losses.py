@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxcl import losses
 from jaxcl.losses import metric, triplets
 from jaxcl.losses.anchors import Reference, Sides, sides
-from jaxcl.losses.distances import DISTANCES
-from jaxcl.losses.mining import PAIR_MININGS, TRIPLET_MININGS
+from jaxcl.losses.contrastive import inverse_temperature
+from jaxcl.losses.distances import DISTANCES, Distance
+from jaxcl.losses.mining import EPSILON, MINING_MARGINS, PAIR_MININGS, TRIPLET_MININGS
 
 Outcome = tuple[jax.Array, dict[str, jax.Array]]
 """(the loss, what was mined)."""
@@ -43,7 +44,19 @@ class Given(NamedTuple):
     key: jax.Array
     trained: Mapping[str, jax.Array]
 
-    def sides(self, name: str, distance: str = "dot") -> Sides:
+    @property
+    def distance(self) -> Distance:
+        """The distance that is set."""
+        return Distance(self.settings["distance"], self.settings["p"])
+
+    @property
+    def mining_margins(self) -> tuple[float, float] | None:
+        """Those of the mining "pair_margin"; None where mining goes by the margins of the loss."""
+        if self.mining != "pair_margin":
+            return None
+        return self.settings["mining_pos_margin"], self.settings["mining_neg_margin"]
+
+    def sides(self, name: str, distance: Distance | str = "dot") -> Sides:
         """Anchors and keys, normalised."""
         return sides(name, self.z, self.labels, self.reference, distance, True, self.images)
 
@@ -77,10 +90,10 @@ def _margin_contrastive(given: Given) -> Outcome:
     return metric.mined_pairs(
         "margin_contrastive",
         metric.Margins(*margins),
-        given.sides("margin_contrastive", s["distance"]),
+        given.sides("margin_contrastive", given.distance),
         given.mining,
         s["reduction"],
-        margins,
+        given.mining_margins or margins,
         epsilon=s["epsilon"],
     )
 
@@ -90,10 +103,10 @@ def _hadsell(given: Given) -> Outcome:
     return metric.mined_pairs(
         "hadsell",
         metric.Squares(s["margin"]),
-        given.sides("hadsell", s["distance"]),
+        given.sides("hadsell", given.distance),
         given.mining,
         "together",
-        (0.0, s["margin"]),
+        given.mining_margins or (0.0, s["margin"]),
         epsilon=s["epsilon"],
     )
 
@@ -103,7 +116,7 @@ def _triplet(given: Given) -> Outcome:
     return triplets.mined_triplets(
         "triplet",
         triplets.Hinge(s["margin"], s["smooth"]),
-        given.sides("triplet", s["distance"]),
+        given.sides("triplet", given.distance),
         given.mining,
         s["reduction"],
         s["margin"],
@@ -117,7 +130,7 @@ def _margin(given: Given) -> Outcome:
     return triplets.mined_triplets(
         "margin",
         triplets.Boundary(s["margin"]),
-        given.sides("margin", s["distance"]),
+        given.sides("margin", given.distance),
         given.mining,
         s["reduction"],
         s["margin"],
@@ -130,7 +143,7 @@ def _margin(given: Given) -> Outcome:
 def _nt_logistic(given: Given) -> Outcome:
     return triplets.mined_triplets(
         "nt_logistic",
-        triplets.logistic(given.settings["temperature"]),
+        triplets.logistic(given.settings["temperature"], given.z.dtype),
         given.sides("nt_logistic"),
         "closest_semihard" if given.mining == "semihard" else "all",
         "mean",
@@ -139,10 +152,8 @@ def _nt_logistic(given: Given) -> Outcome:
 
 
 def _nt_xent(given: Given) -> Outcome:
-    temperature = given.settings["temperature"]
-    return triplets.softmax_pairs(
-        "nt_xent", given.sides("nt_xent"), temperature, given.mining, None
-    )
+    scale = float(inverse_temperature(given.settings["temperature"], given.z.dtype))
+    return triplets.softmax_pairs("nt_xent", given.sides("nt_xent"), scale, given.mining, None)
 
 
 def _multi_similarity(given: Given) -> Outcome:
@@ -152,7 +163,7 @@ def _multi_similarity(given: Given) -> Outcome:
 
 def _lifted_structure(given: Given) -> Outcome:
     s = given.settings
-    against = given.sides("lifted_structure", s["distance"])
+    against = given.sides("lifted_structure", given.distance)
     return metric.lifted(against, s["pos_margin"], s["neg_margin"])
 
 
@@ -164,15 +175,21 @@ def _proxies(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
     )
 
 
-_BY_DISTANCE = {"distance": "l2", "reduction": "nonzero"}
+_DISTANCE = {"distance": "l2", "p": 2.0}
+_BY_DISTANCE = {**_DISTANCE, "reduction": "nonzero"}
+_MINED_PAIRS = {
+    "epsilon": EPSILON,
+    "mining_pos_margin": MINING_MARGINS[0],
+    "mining_neg_margin": MINING_MARGINS[1],
+}
 
 LOSSES: dict[str, Spec] = {
     "margin_contrastive": Spec(
         _margin_contrastive,
-        {"pos_margin": 0.0, "neg_margin": 1.0, "epsilon": 0.1, **_BY_DISTANCE},
+        {"pos_margin": 0.0, "neg_margin": 1.0, **_MINED_PAIRS, **_BY_DISTANCE},
         PAIR_MININGS,
     ),
-    "hadsell": Spec(_hadsell, {"margin": 1.0, "epsilon": 0.1, "distance": "l2"}, PAIR_MININGS),
+    "hadsell": Spec(_hadsell, {"margin": 1.0, **_MINED_PAIRS, **_DISTANCE}, PAIR_MININGS),
     "triplet": Spec(
         _triplet,
         {"margin": 0.2, "swap": False, "smooth": False, **_BY_DISTANCE},
@@ -187,11 +204,11 @@ LOSSES: dict[str, Spec] = {
     "nt_xent": Spec(_nt_xent, {"temperature": 0.1}, ("all", "semihard")),
     "multi_similarity": Spec(
         _multi_similarity,
-        {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": EPSILON},
         ("all", "multi_similarity"),
     ),
     "lifted_structure": Spec(
-        _lifted_structure, {"pos_margin": 0.0, "neg_margin": 1.0, "distance": "l2"}
+        _lifted_structure, {"pos_margin": 0.0, "neg_margin": 1.0, **_DISTANCE}
     ),
     "circle": Spec(
         lambda given: metric.circles(given.sides("circle"), **given.settings),
@@ -231,7 +248,7 @@ WITH_PROXIES = tuple(name for name, spec in LOSSES.items() if spec.proxies)
 """Losses with a trained vector for each class, which needs a learning rate of its own."""
 
 CHOICES = {
-    "distance": tuple(name for name in DISTANCES if name != "lp"),
+    "distance": DISTANCES,
     "reduction": triplets.REDUCTIONS,
     "learn_beta": ("no", "one", "class"),
     "denominator": ("all", "others"),

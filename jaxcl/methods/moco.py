@@ -5,9 +5,9 @@
     loss = InfoNCE(q, k, queue)     each query has to find its key among the keys of earlier batches
     f_q <- optimizer                queue <- k, the oldest leave it                 f_k <- m f_k + (1 - m) f_q
 
-The slow f_k keeps keys of different batches comparable, so the dictionary may be larger than any batch. Its BatchNorm has
-statistics of its own passes, and by `bn` other rows in its groups than the query encoder's: a query and its key that share
-statistics know each other by them.
+The slow f_k (`jaxcl.probe --encoder=key`) keeps keys of different batches comparable, so the dictionary may be larger than any
+batch. Its BatchNorm has statistics of its own passes, and by `bn` other rows in its groups than the query encoder's: a query and
+its key that share statistics know each other by them.
 
 | | v1 | v2 | v3 |
 |---|---|---|---|
@@ -37,6 +37,18 @@ from jaxcl.views import Views
 
 KEY_HEADS = ("projection",)
 
+_SETTINGS = {
+    "queue": ("queue_size", "fill", "momentum", "momentum_schedule", "bn"),
+    "batch": ("momentum", "momentum_schedule", "bn"),
+    "end_to_end": ("bn",),
+    "memory_bank": ("queue_size", "fill", "bank_momentum"),
+}
+"""What each mechanism reads."""
+_OPTIONAL = set().union(*_SETTINGS.values())
+
+CROWDED = 0.25
+"""From this share of own keys or rows on a dictionary is called too large for its data."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MoCo(MomentumEncoder):
@@ -45,18 +57,21 @@ class MoCo(MomentumEncoder):
     Its views are two without shared parameters, or one for "memory_bank". Its settings are those of `MomentumEncoder`, and
 
     Attributes:
-      examples: images of the training data, for "memory_bank".
+      examples: images of the training data.
       levels: levels of their labels.
       mechanism: what the negatives are: "queue", keys of earlier batches; "batch", the batch's other keys (version 3);
         "end_to_end", the same with gradient and without a key encoder; "memory_bank", rows drawn from what was last seen of all
-        images, where the own row is the positive (Wu et al., CVPR 2018).
+        images, where the own row is the positive (Wu et al., CVPR 2018). As in their code all rows can be drawn, the own one too:
+        1 - (1 - 1/M)^K of the queries have it among their negatives, M being the number of images (1 % on ImageNet with K 16,384).
+        One draw serves all queries of a batch; theirs is one for each.
       projection: the head of both encoders.
       prediction: the predictor on top of it, for queries only; no layers: none.
       symmetric: both views are queries and keys, and the loss is the sum of both directions.
       temperature: tau of InfoNCE.
       scale: factor of the loss.
       scale_by_temperature: multiply it by tau, too (version 3, with scale 2).
-      queue_size: K, keys of the queue or rows drawn from the bank. Any number, whatever the batch.
+      queue_size: K, keys of the queue or rows drawn from the bank. Any number, whatever the batch. It should be well below the number
+        of images (5 % on ImageNet, 8 % on CIFAR): a key of a query's own image that is left from the epoch before is a negative.
       fill: slots that hold no key yet are left out ("mask") or hold random directions ("noise", the official code). Either way
         the loss rises at first, as real keys come in. An image that the bank has not seen is its own positive under "mask".
       bank_momentum: weight of what a row of the bank was before (its code: 0.5).
@@ -134,6 +149,45 @@ class MoCo(MomentumEncoder):
     def factor(self) -> float:
         """Of the loss."""
         return self.scale * (self.temperature if self.scale_by_temperature else 1.0)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The settings that its mechanism does not read, and a dictionary that is large for the data."""
+        return (*self._unused, *self._crowded)
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """Not refused: comparisons of mechanisms share their settings."""
+        unused = _OPTIONAL.difference(_SETTINGS[self.mechanism])
+        found = [
+            f"method.{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name in unused and getattr(self, field.name) != field.default
+        ]
+        return tuple(
+            f"{setting} does nothing with mechanism={self.mechanism!r}" for setting in found
+        )
+
+    @property
+    def _crowded(self) -> tuple[str, ...]:
+        if not self.examples:
+            return ()
+        size = f"method.queue_size={self.queue_size}"
+        if self.mechanism == "queue":
+            share = self.queue_size / len(self.directions) / self.examples
+            if share >= CROWDED:
+                return (
+                    f"{size}: the queue holds keys of {min(share, 1):.0%} of the {self.examples:,} images (MoCo's: 5 to 8 %), and"
+                    " queries meet older keys of their own image as negatives; a smaller queue avoids it",
+                )
+        if self.mechanism == "memory_bank":
+            share = 1 - (1 - 1 / self.examples) ** self.queue_size
+            if share >= CROWDED:
+                return (
+                    f"{size}: {share:.0%} of the queries find their own row among those drawn from {self.examples:,} as negatives;"
+                    " a smaller number avoids it",
+                )
+        return ()
 
     def trivial_loss(self, batch_size: int) -> float:
         """The loss of equal embeddings: the log of the dictionary's size (of a full one), in each direction."""

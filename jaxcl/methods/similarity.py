@@ -16,6 +16,7 @@ another; what is asked of the scores is asked in each. With `objective="binary"`
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 from jaxcl import losses
 from jaxcl.losses import similarity
 from jaxcl.losses.anchors import over_anchors
+from jaxcl.losses.scorers import ScorerSpec, Scoring
 from jaxcl.methods.base import Apply, LossOut, PyTree
-from jaxcl.methods.scorers import ScorerSpec
 from jaxcl.models import HeadSpec
 from jaxcl.views import ViewProgram, Views
 
@@ -405,23 +406,55 @@ class Similarity:
 
     def _pair_prices(self, calibration: PyTree, scores: jax.Array, target: jax.Array) -> jax.Array:
         """[n, M] of the objectives of regression and classification."""
-        slope, offset = calibration["slope"], calibration["offset"]
         name: Any = self.loss_name
         if self.mode == "regression":
-            predicted = jnp.exp(slope) * scores + offset
+            predicted = self.predicted(calibration, scores)
             return similarity.regression(predicted, target, name, self.delta)
         grades = similarity.grade(target, self.grade_edges(self.levels))
+        logits = self._logits(calibration, scores)
         if name == "multi_class":
-            return similarity.multi_class(slope * scores[..., None] + offset, grades)
+            return similarity.multi_class(logits, grades)
         if name == "ordinal":
-            # Higher grades take higher scores, whatever is learned.
-            steps = jnp.cumsum(jax.nn.softplus(calibration["steps"]))
-            offset = offset - jnp.concatenate([jnp.zeros(1, steps.dtype), steps])
-            return similarity.ordinal(jnp.exp(slope) * scores[..., None] + offset, grades)
-        logits = jnp.exp(slope) * scores[..., None] + offset
+            return similarity.ordinal(logits, grades)
         reached = grades[..., None] > jnp.arange(logits.shape[-1])
         similar = jnp.where(grades[..., None] < 0, jnp.nan, reached.astype(logits.dtype))
         return similarity.multi_label(logits, similar)
+
+    def _logits(self, calibration: PyTree, scores: jax.Array) -> jax.Array:
+        """[..., K] of the grades in "multi_class", of the questions of the other objectives of classification."""
+        slope, offset = calibration["slope"], calibration["offset"]
+        if self.loss_name == "multi_class":
+            return slope * scores[..., None] + offset
+        if self.loss_name == "ordinal":
+            # Higher grades take higher scores, whatever is learned.
+            steps = jnp.cumsum(jax.nn.softplus(calibration["steps"]))
+            offset = offset - jnp.concatenate([jnp.zeros(1, steps.dtype), steps])
+        return jnp.exp(slope) * scores[..., None] + offset
+
+    def scoring(self, params: PyTree, head: str) -> Scoring | None:
+        """How two z of a head are scored with params["method"], and what the scores predict; None if there is no such head."""
+        if head not in self.heads:
+            return None
+        own = params[head] if self.respects else params
+        predict = None
+        edges: tuple[float, ...] = ()
+        if self.mode != "ranking":
+            predict = functools.partial(self.predicted, own["calibration"])
+        if self.mode == "classification":
+            edges = self.grade_edges(self.levels)
+        return Scoring(self.scorer, own["scorer"], predict, edges, head if self.respects else "")
+
+    def predicted(self, calibration: PyTree, scores: jax.Array) -> jax.Array:
+        """What scores float[...] say of pairs: their similarities, or in classification their grades i32[...], from 0.
+
+        The grade is the one of the highest logit in "multi_class", else the number of questions that are answered with yes.
+        """
+        if self.mode == "regression":
+            return jnp.exp(calibration["slope"]) * scores + calibration["offset"]
+        logits = self._logits(calibration, scores)
+        if self.loss_name == "multi_class":
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.sum(logits > 0, axis=-1, dtype=jnp.int32)
 
     def after_update(self, extra: PyTree, params: PyTree, carry: PyTree, step: jax.Array) -> PyTree:
         """Nothing to carry."""

@@ -2,8 +2,8 @@
 
 SimCLR's pipeline with labels: views of every image -> encoder f -> h -> projection head g -> z, and the images of a class are
 drawn together and away from all others. It is the first of two stages. The second is a linear classifier on h of the frozen
-encoder: `python -m jaxcl.probe --eval=sgd` on the checkpoint. The joint probe is such a classifier trained beside the encoder in
-the first stage, behind a stop-gradient.
+encoder: `python -m jaxcl.probe --eval=sgd --recipe=supcon` on the checkpoint. The joint probe is such a classifier trained beside
+the encoder in the first stage, behind a stop-gradient (`--eval=classifier` scores it).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl import losses
+from jaxcl.losses.contrastive import Reduction
 from jaxcl.losses.supervised import Contrast, Denominator, Variant
 from jaxcl.methods.base import Apply, LossOut, PyTree
 from jaxcl.methods.labels import LabelLevels
@@ -39,8 +40,14 @@ class SupCon:
       variant: "out" is L_out (equation 2), the recommended one; "in" is L_in (equation 3).
       denominator: "all", "one_positive" or "only_negatives"; see `losses.sup_con_modes`.
       contrast: the anchors: "all" views, or the first of each image ("one").
-      overlap: draw together images that share a label at any level, each pair by how many of their labels it shares (Jaccard
-        index), not just those of the same `level`.
+      positives_cap: how many rows, other than its own views, are an anchor's positives at most, a multiple of the views; -1 for
+        no cap. See `losses.sup_con_modes`.
+      reduction: "mean" over all anchors, or "mean_valid", over those that have positives.
+      overlap: draw together images that share any label, each pair by how many of their labels it shares (Jaccard index). The
+        columns of the labels (`data.label_keys`) are then several labels of an image, each by itself: style, colour, ..., and not
+        the levels of a tree, so a label that is missing in one says nothing of the others. A tag that an image has or has
+        not is a column with one name, or nothing. `level` is the column of the joint probe alone. Evaluations go on reading paths;
+        they score one column with `python -m jaxcl.probe --set="data.label_keys=('colour',)"`.
       probe: train a linear classifier of the level on h, behind a stop-gradient. Its parameters are the method's own:
         optim.method_lr and optim.method_weight_decay are theirs, and optim.clip_norm counts their gradient.
       classes: outputs of that classifier; 0 for as many as the data have.
@@ -60,6 +67,8 @@ class SupCon:
     variant: str = "out"
     denominator: str = "all"
     contrast: str = "all"
+    positives_cap: int = -1
+    reduction: str = "mean"
     overlap: bool = False
     probe: bool = True
     classes: int = 0
@@ -75,14 +84,24 @@ class SupCon:
             ("variant", Variant),
             ("denominator", Denominator),
             ("contrast", Contrast),
+            ("reduction", Reduction),
         ):
             if getattr(self, field) not in get_args(choices):
                 raise ValueError(
                     f"method.{field}={getattr(self, field)!r}: expected one of {', '.join(get_args(choices))}"
                 )
+        count = len(self.views.views)
+        if self.positives_cap < -1 or (self.positives_cap > 0 and self.positives_cap % count):
+            raise ValueError(
+                f"method.positives_cap={self.positives_cap} with {count} views: expected a multiple of them, or -1 for no cap"
+            )
         if self.overlap and (self.denominator, self.contrast) != ("all", "all"):
             raise ValueError(
                 f"method.overlap=True with denominator={self.denominator!r}, contrast={self.contrast!r}: expected 'all' for both"
+            )
+        if self.overlap and self.positives_cap >= 0:
+            raise ValueError(
+                f"method.overlap=True with positives_cap={self.positives_cap}: expected -1, as positives have weights then"
             )
         if self.labels.names:
             self.labels.class_count(self.level, self.classes)
@@ -100,7 +119,9 @@ class SupCon:
     def trivial_loss(self, batch_size: int) -> float | None:
         """The loss of equal embeddings: the log of all rows but the anchor, if all are in the denominator."""
         rows = batch_size * len(self.views.views)
-        return self.scale * math.log(max(rows - 1, 1)) if self.denominator == "all" else None
+        if self.denominator != "all" or self.positives_cap >= 0:
+            return None
+        return self.scale * math.log(max(rows - 1, 1))
 
     def init_params(self, key: jax.Array) -> PyTree:
         """The joint probe, which starts at zero.
@@ -136,11 +157,14 @@ class SupCon:
             "temperature": self.temperature,
             "variant": self.variant,
             "scale": self.scale,
+            "reduction": self.reduction,
         }
         if self.overlap:
             loss = losses.sup_con_overlap(z, batch["label"], **settings)
         else:
             settings |= {"denominator": self.denominator, "contrast": self.contrast}
+            if self.positives_cap >= 0:
+                settings["positives_cap"] = self.positives_cap
             loss = losses.sup_con_modes(z, labels, **settings)
         metrics = {"same_class": same_class(labels)}
         if self.probe:

@@ -71,6 +71,11 @@ class SupConMoCo(MoCo):
             self.labels.class_count(self.level, self.classes)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """The settings that do nothing. A large queue is no matter: older keys of an image are of its class, and positives."""
+        return self._unused
+
+    @property
     def factor(self) -> float:
         """Of the loss."""
         return super().factor * (

@@ -56,6 +56,8 @@ DISTANCES = {
     "l1": lambda x, y: np.sum(np.abs(x - y)),
     "cosine": lambda x, y: 1 - np.dot(x, y) / np.linalg.norm(x) / np.linalg.norm(y),
     "dot": lambda x, y: -np.dot(x, y),
+    "lp": lambda x, y: np.sum(np.abs(x - y) ** 3) ** (1 / 3),  # p = 3
+    "snr": lambda x, y: np.var(x - y) / np.var(x),
 }
 
 
@@ -192,15 +194,18 @@ def mined_pairs(world, mining, pos_margin, neg_margin, epsilon=0.1):
     return near, far
 
 
-def margin_contrastive(world, pos_margin, neg_margin, mining="all", reduction="nonzero"):
-    near, far = mined_pairs(world, mining, pos_margin, neg_margin)
+def margin_contrastive(
+    world, pos_margin, neg_margin, mining="all", reduction="nonzero", kinds=None, epsilon=0.1
+):
+    """`kinds`: the margins that the mining goes by, if they are others."""
+    near, far = mined_pairs(world, mining, *(kinds or (pos_margin, neg_margin)), epsilon)
     pull = [relu(world.d[pair] - pos_margin) for pair in near]
     push = [relu(neg_margin - world.d[pair]) for pair in far]
     return average(pull, reduction) + average(push, reduction)
 
 
-def hadsell(world, margin):
-    near, far = mined_pairs(world, "all", 0, margin)
+def hadsell(world, margin, mining="all", kinds=None, epsilon=0.1):
+    near, far = mined_pairs(world, mining, *(kinds or (0, margin)), epsilon)
     pull = [world.d[pair] ** 2 / 2 for pair in near]
     return mean(pull + [relu(margin - world.d[pair]) ** 2 / 2 for pair in far])
 

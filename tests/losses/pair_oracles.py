@@ -160,39 +160,69 @@ def info_nce_rows(q, k, negatives, used, temperature):
     return np.array(losses)
 
 
-def nt_xent_by_rows(z, temperature, rows=None):
+def sup_con_by_rows(z, labels, temperature, variant):
+    """SupCon losses of all anchors [N], and the gradient [B, V, D]: float64, a row at a time."""
+    batch, views, features = z.shape
+    unit, raw = unit_rows(z), np.asarray(z, np.float64).reshape(-1, features)
+    count, image = len(unit), np.repeat(np.arange(batch), views)
+    label = np.repeat(labels, views)
+    loss, gradient = np.zeros(count), np.zeros_like(unit)
+    for i in range(count):
+        s = unit @ unit[i] / temperature
+        others = np.arange(count) != i
+        positive = others & ((label == label[i]) | (image == image[i]))
+        if not positive.any():
+            continue
+        lse = log_sum_exp(s[others])
+        weight = np.where(others, np.exp(s - lse), 0)
+        if variant == "out":
+            loss[i] = lse - s[positive].mean()
+            weight -= positive / positive.sum()
+        else:
+            pull = log_sum_exp(s[positive])
+            loss[i] = lse - pull + np.log(positive.sum())
+            weight -= np.where(positive, np.exp(s - pull), 0)
+        weight /= temperature * count
+        gradient[i] += weight @ unit
+        gradient += weight[:, None] * unit[i]
+    along = np.sum(gradient * unit, axis=1, keepdims=True)
+    gradient = (gradient - along * unit) / np.linalg.norm(raw, axis=1, keepdims=True)
+    return loss, gradient.reshape(z.shape)
+
+
+def nt_xent_by_rows(z, temperature, rows=None, lse=None):
     """NT-Xent losses, and the gradient with respect to z, of many rows: float64, a row at a time.
 
     Args:
         z: [B, V, D].
         temperature: divides the cosines.
         rows: which anchors to return; all if None. The gradient of a row needs the log-sum-exps of
-            all rows, which are computed in any case.
+            all rows.
+        lse: these, if they are known.
     """
     views = z.shape[1]
     raw = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
     norm = np.maximum(np.sqrt(np.sum(raw * raw, axis=1)), 1e-12)
     unit = raw / norm[:, None]
     count = len(unit)
-    lse, pull = np.zeros(count), np.zeros(count)
-    for i in range(count):
-        s = unit @ unit[i] / temperature
-        own = np.arange(i - i % views, i - i % views + views)
-        own = own[own != i]
-        pull[i] = s[own].mean()
-        s[i] = -np.inf
-        top = s.max()
-        lse[i] = top + np.log(np.sum(np.exp(s - top)))
+    if lse is None:
+        lse = np.zeros(count)
+        for i in range(count):
+            s = unit @ unit[i] / temperature
+            s[i] = -np.inf
+            top = s.max()
+            lse[i] = top + np.log(np.sum(np.exp(s - top)))
     chosen = np.arange(count) if rows is None else np.asarray(rows)
-    gradient = np.zeros((len(chosen), unit.shape[1]))
+    pull, gradient = np.zeros(len(chosen)), np.zeros((len(chosen), unit.shape[1]))
     for n, i in enumerate(chosen):
         s = unit @ unit[i] / temperature
         weight = np.exp(s - lse[i]) + np.exp(s - lse)
         own = np.arange(i - i % views, i - i % views + views)
+        pull[n] = s[own[own != i]].mean()
         weight[own] -= 2 / (views - 1)
         weight[i] = 0
         step = weight @ unit / (count * temperature)
         gradient[n] = (step - np.dot(step, unit[i]) * unit[i]) / norm[i]
         if norm[i] <= 1e-12:
             gradient[n] = 0
-    return (lse - pull)[chosen], gradient
+    return lse[chosen] - pull, gradient

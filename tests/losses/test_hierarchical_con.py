@@ -267,8 +267,11 @@ def test_finer_levels_weigh_more(x64):
     each = [oracle.group_loss(random_z(3), path, 0.1) for path in paths]
     np.testing.assert_allclose(terms.levels, each, rtol=1e-12)
     np.testing.assert_allclose(value, np.dot(np.exp([1 / 3, 1 / 2, 1]), each) / 3, rtol=1e-12)
+    (value, _), _ = compiled(penalty=(3.0, 0.0, 0.5))(random_z(3), GOLDEN)
+    np.testing.assert_allclose(value, np.dot([3, 0, 0.5], each) / 3, rtol=1e-12)
     np.testing.assert_allclose(level_weights(3, "pow2"), [2 ** (1 / 3), 2**0.5, 2])
     assert level_weights(3, "constant") == (1, 1, 1)
+    assert level_weights(3, (3, 0, 0.5)) == (3.0, 0.0, 0.5)
 
 
 def test_one_level_is_sup_con(x64):
@@ -400,6 +403,8 @@ def test_a_single_image_has_no_loss():
             r'constraint must be one of "none", "layer_mean", .* got \'pair\'',
         ),
         ({"penalty": "linear"}, r"penalty must be one of .* got 'linear'"),
+        ({"penalty": (1.0,)}, r"penalty=\(1.0,\): expected a weight for each of 3 levels"),
+        ({"penalty": (1.0, -1.0, 0.0)}, r"expected finite weights of 0 or more, one above 0"),
         ({"divisor": "none"}, r"divisor must be one of .* got 'none'"),
         ({"temperature": 0.0}, r"temperature must be a positive number"),
     ],

@@ -9,7 +9,8 @@ import numpy as np
 import pair_oracles
 import pytest
 
-from jaxcl.losses import anchors, metric, proxies, triplets
+from jaxcl.losses import anchors, metric, mining, proxies, triplets
+from jaxcl.losses.distances import Distance
 
 GOLDEN = pair_oracles.sines(6, 8, 0.7)
 PAIRS = np.array([0, 0, 1, 1, 2, 2])
@@ -102,6 +103,16 @@ TRIPLETS = [
     ),
     *(
         case(
+            f"triplet {mining} {measure}",
+            of(triplets.triplet, 0.5, mining, swap=True, distance=Distance(measure, 3.0)),
+            lambda w, m=mining: oracle.triplet(w, 0.5, m, swap=True),
+            distance=measure,
+        )
+        for mining in ("all", "batch_hard")
+        for measure in ("lp", "snr")
+    ),
+    *(
+        case(
             f"{name} {mining}",
             of(getattr(triplets, name), 0.5, mining, reference=REFERENCE),
             lambda w, n=name, m=mining: getattr(oracle, n)(w, 0.5, m),
@@ -126,11 +137,41 @@ PAIR_LOSSES = [
     *(
         case(
             f"margin_contrastive {mining} {reduction}",
-            of(metric.margin_contrastive, 1.0, 1.4, mining=mining, reduction=reduction),
-            lambda w, m=mining, r=reduction: oracle.margin_contrastive(w, 1.0, 1.4, m, r),
+            of(
+                metric.margin_contrastive, 1.0, 1.4, mining=mining, reduction=reduction,
+                mining_margins=(1.1, 1.3), epsilon=0.15,
+            ),
+            lambda w, m=mining, r=reduction: oracle.margin_contrastive(
+                w, 1.0, 1.4, m, r, (1.1, 1.3) if m == "pair_margin" else None, 0.15
+            ),
         )
         for mining in MININGS
         for reduction in (("nonzero", "mean") if mining in ("all", "semihard") else ("mean",))
+    ),
+    *(
+        case(
+            f"hadsell {mining}",
+            of(metric.hadsell, 1.4, mining=mining, mining_margins=(0.8, 1.3), epsilon=0.15),
+            lambda w, m=mining: oracle.hadsell(
+                w, 1.4, m, (0.8, 1.3) if m == "pair_margin" else None, 0.15
+            ),
+        )
+        for mining in MININGS
+        if mining not in ("hard", "all")  # nothing is nearer than 0
+    ),
+    *(
+        case(
+            f"{name} {measure}",
+            of(getattr(metric, name), *args, distance=Distance(measure, 3.0)),
+            lambda w, n=name, a=args: getattr(oracle, n)(w, *a),
+            distance=measure,
+        )
+        for name, args in (
+            ("margin_contrastive", (0.3, 2.5)),
+            ("hadsell", (2.0,)),
+            ("lifted_structure", (0.1, 1.0)),
+        )
+        for measure in ("lp", "snr")
     ),
     case(
         "margin_contrastive reference",
@@ -250,7 +291,10 @@ QUICK = (
     "margin of borders mean nu",
     "nt_xent_pairs semihard",
     "margin_contrastive multi_similarity mean",
+    "margin_contrastive pair_margin mean",
     "margin_contrastive reference",
+    "hadsell pair_margin",
+    "hadsell snr",
     "lifted",
     "circle",
     "fast_ap",
@@ -402,6 +446,114 @@ def test_golden():
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, err_msg=name)
 
 
+def frozen(world, chosen, price):
+    """A loss of the rows in which the mined (anchor, positive, negative) or pairs are those given, whatever the rows are."""
+    rows = [np.array(x) for x in zip(*chosen, strict=True)]
+
+    def loss(z):
+        z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+
+        def d(i, j):
+            square = jnp.sum((z[rows[i]] - z[rows[j]]) ** 2, axis=1)
+            return jnp.sqrt(square)
+
+        return jnp.mean(price(d))
+
+    return loss
+
+
+def drawn_triplets(key, features):
+    """The triplets that are drawn by a key: the same draws as those of a loss, from distances that are looked at alone."""
+    world, out = oracle.World(Z, LABELS), []
+    d = jnp.asarray(world.d, jnp.float32)
+    for a in world.anchors:
+        for p in world.positives(a):
+            negative = np.zeros((1, 10), bool)
+            negative[0, world.negatives(a)] = True
+            own = jax.random.fold_in(jax.random.fold_in(key, a), p)
+            weights = mining.distance_weights(d[a : a + 1], jnp.asarray(negative), features)
+            found = np.flatnonzero(mining.draw(own[None], weights)[0])
+            out += [(a, p, int(n)) for n in found]
+    return out
+
+
+def test_mined_losses_have_the_gradient_of_what_was_mined():
+    """Of the same triplets and pairs, listed once and kept: nothing flows through the choice, or through the weights of draws."""
+    key, z = jax.random.key(5), jnp.asarray(Z, jnp.float32)
+    world = oracle.World(Z, LABELS)
+    cases = {}
+    for name in mining.TRIPLET_MININGS:
+        drawn = name == "distance_weighted"
+        chosen = drawn_triplets(key, 4) if drawn else oracle.mined(world, name, 0.5)
+        assert chosen, name
+        own = {"smooth": True, "key": key if drawn else None}
+        cases[name] = (
+            functools.partial(triplets.triplet, margin=0.5, mining=name, reduction="mean", **own),
+            frozen(world, chosen, lambda d: jax.nn.softplus(d(0, 1) - d(0, 2) + 0.5)),
+        )
+    for name in mining.PAIR_MININGS:
+        near, far = oracle.mined_pairs(world, name, 1.0, 1.4)
+        near_only, far_only = ({x: x for x in pairs} for pairs in (near, far))
+        pull = frozen(world, list(near_only), lambda d: jax.nn.relu(d(0, 1) - 1.0))
+        push = frozen(world, list(far_only), lambda d: jax.nn.relu(1.4 - d(0, 1)))
+        cases[f"pairs {name}"] = (
+            functools.partial(
+                metric.margin_contrastive, pos_margin=1.0, neg_margin=1.4, mining=name,
+                reduction="mean", mining_margins=(1.0, 1.4),
+            ),
+            lambda z, pull=pull, push=push: pull(z) + push(z),
+        )  # fmt: skip
+
+    @jax.jit
+    def every(z):
+        return {
+            name: (
+                jax.value_and_grad(lambda z, f=mined: f(z, LABELS))(z),
+                jax.value_and_grad(kept)(z),
+            )
+            for name, (mined, kept) in cases.items()
+        }
+
+    for name, (mined, kept) in every(z).items():
+        np.testing.assert_allclose(mined[0], kept[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mined[1], kept[1], rtol=1e-4, atol=1e-6, err_msg=name)
+        assert np.any(kept[1])
+
+
+def test_draws_by_distance_are_those_of_the_density():
+    """The mean of the loss over many keys is the expectation by 1 / q(d), in float64 by loops, within four standard errors."""
+    count, margin = 3000, 0.5
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(12, 8)) + 0.8
+    labels = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, -1])
+    world = oracle.World(z, labels)
+    per_pair = []
+    for a in world.anchors:
+        for p in world.positives(a):
+            far = np.array([world.d[a, n] for n in world.negatives(a)])
+            far = far[far < 1.4]
+            x = np.maximum(far, 0.5)
+            weight = 1 / (x**6 * (1 - x**2 / 4) ** 2.5)
+            cost = np.maximum(world.d[a, p] - far + margin, 0)
+            if len(far):
+                per_pair.append((weight @ cost / weight.sum(), cost.mean()))
+    expected, even = np.mean(per_pair, axis=0)
+    rows = jnp.asarray(z, jnp.float32)
+
+    @jax.jit
+    def losses_of(keys):
+        def one(key):
+            settings = {"mining": "distance_weighted", "reduction": "mean", "key": key}
+            return triplets.triplet(rows, labels, margin, **settings)
+
+        return jax.lax.map(one, keys)
+
+    found = np.asarray(losses_of(jax.random.split(jax.random.key(0), count)), np.float64)
+    error = found.std() / np.sqrt(count)
+    assert abs(found.mean() - expected) < 4 * error
+    assert abs(expected - even) > 12 * error  # evenly drawn negatives would be told apart
+
+
 LABEL_LOSSES = {
     **{f"triplet {m}": functools.partial(triplets.triplet, mining=m) for m in ("all", "semihard", "batch_hard", "facenet")},
     "triplet drawn": functools.partial(triplets.triplet, mining="distance_weighted", key=jax.random.key(0)),
@@ -511,6 +663,10 @@ def test_what_does_not_fit_is_named():
         (
             r'expected distance="l2", got .cosine.',
             lambda: triplets.triplet(z, labels, mining="distance_weighted", distance="cosine", key=jax.random.key(0)),
+        ),
+        (
+            r"distances of points on a sphere: expected normalized=True",
+            lambda: triplets.margin_loss(5 * z, labels, mining="distance_weighted", normalized=False, key=jax.random.key(0)),
         ),
         (r"labels must be int\[10\]", lambda: metric.nca(z, labels[:9])),
         (r"labels must be int\[10\]", lambda: metric.hadsell(z, labels.astype(float))),

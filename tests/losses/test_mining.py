@@ -164,20 +164,14 @@ def test_draws_follow_their_weights():
     assert not mining.draw(keys[:2], jnp.full((2, 4), -jnp.inf)).any()
 
 
-def test_no_gradient_flows_through_mining():
-    """Whatever is made of the masks and weights, as functions of the distances."""
-    world, positive, negative = random_world(0)
-    keys = jax.random.split(jax.random.key(0), 9)
+def test_weights_have_no_gradient():
+    """They are numbers, unlike masks, and rise and fall with the distances. (Of masks: see the losses.)"""
+    world, _, negative = random_world(0)
 
-    def everything(d):
-        total = 0.0
-        for name in mining.PAIR_MININGS:
-            total += sum(jnp.sum(m * 1.0) for m in mining.pairs(name, d, positive, negative))
-        for name in ("semihard", "closest_semihard", "facenet"):
-            total += jnp.sum(mining.negatives_of(name, d[:, :1], d, negative, 0.2) * 1.0)
+    def total(d):
         weights = mining.distance_weights(d, negative, 3)
-        total += jnp.sum(jnp.where(weights > -jnp.inf, weights, 0))
-        return total + jnp.sum(mining.draw(keys, weights) * 1.0)
+        return jnp.sum(jnp.where(weights > -jnp.inf, weights, 0))
 
-    gradient = jax.jit(jax.grad(everything))(jnp.asarray(world.d))
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(world.d))
+    assert value != 0
     np.testing.assert_array_equal(gradient, 0)

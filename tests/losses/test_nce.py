@@ -1,6 +1,8 @@
 """The engine: every form against loops in float64, on any number of devices, in little memory."""
 
+import contextlib
 import functools
+import itertools
 import re
 
 import jax
@@ -183,7 +185,9 @@ def compiled_nt_xent(form, temperature, devices=0):
     )
 
 
-compiled_sup_con = jax.jit(jax.value_and_grad(losses.sup_con))
+compiled_sup_con = jax.jit(
+    jax.value_and_grad(losses.sup_con), static_argnames=("temperature", "variant", "impl")
+)
 
 
 def embeddings(kind, images, views=2, features=128):
@@ -209,6 +213,40 @@ def test_float32_is_exact_at_every_temperature(temperature):
             np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
             error = np.linalg.norm(got.reshape(999, -1) - gradient)
             assert error <= 2e-6 * np.linalg.norm(gradient), (kind, form)
+
+
+@pytest.mark.parametrize(
+    # The limit is of the gradient. Products of rows are rounded by as much as they are long, so that fewer features, and
+    # with them more similar rows, cost digits; a matrix in one piece is summed in one chain, which costs more than a tile.
+    ("features", "temperature", "dense", "tiled"),
+    [
+        (128, 0.005, 2.2e-6, 1.5e-6),
+        pytest.param(128, 0.1, 1e-6, 1e-6, marks=pytest.mark.slow),
+        pytest.param(64, 0.005, 3e-6, 2.2e-6, marks=pytest.mark.slow),
+        pytest.param(16, 0.005, 6e-6, 6e-6, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_float32_is_exact_with_labels(variant, features, temperature, dense, tiled):
+    """666 rows: two tiles of 333, with groups cut in two."""
+    z = embeddings("random", 333, 2, features)
+    some = np.random.default_rng(0).integers(0, 30, 333)
+    for kind, labels in (("some", some), ("one", np.zeros(333, int)), ("none", np.arange(333))):
+        rows, gradient = oracle.sup_con_by_rows(z, labels, temperature, variant)
+        for form, limit in (("dense", dense), ("tiled", tiled)):
+            value, got = compiled_sup_con(z, labels, temperature, variant, impl=form)
+            np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
+            # Of one class L_in is the same number whatever the rows are: there is nothing to be relative to.
+            size = 1 / temperature if (kind, variant) == ("one", "in") else np.linalg.norm(gradient)
+            assert np.linalg.norm(got - gradient) <= limit * size, (kind, form)
+
+
+def test_one_image_in_each_class_in_one_view_has_nothing_to_pull():
+    z = embeddings("random", 333, 1)
+    for variant, form in itertools.product(("out", "in"), ("dense", "tiled")):
+        value, gradient = compiled_sup_con(z, np.arange(333), 0.005, variant, impl=form)
+        assert value == 0
+        assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("form", ["dense", "tiled"])
@@ -255,6 +293,72 @@ def test_the_mesh_that_is_set_is_used():
         text = jax.jit(losses.nt_xent).lower(z).as_text()
     assert "collective_permute" in text
     assert "collective_permute" not in jax.jit(losses.nt_xent).lower(z).as_text()
+
+
+@pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
+@pytest.mark.parametrize("way", ["mesh", "set_mesh"])
+def test_the_mesh_that_jax_makes_has_explicit_axes(form, way):
+    """Rows that are typed as sharded, and rows that are not; labels, and a loss that is no sum of exponentials."""
+    mesh = jax.make_mesh((8,), ("data",))
+    assert mesh.axis_types == (AxisType.Explicit,)
+    whole = embeddings("random", 24, features=8)
+    labels = np.arange(24) % 5
+
+    def loss(z, impl, mesh):
+        settings = {"impl": impl, "mesh": mesh}
+        two = losses.nt_xent(z, **settings) + losses.sup_con(z, labels, variant="in", **settings)
+        keys = losses.info_nce(z[:, 0], z[:, 1], **settings)
+        return two + keys + losses.triplet(z[:, 0], labels, mesh=mesh)
+
+    expected, gradient = jax.jit(
+        jax.value_and_grad(functools.partial(loss, impl="dense", mesh=None))
+    )(whole)
+    given = mesh if way == "mesh" else None
+    run = jax.jit(jax.value_and_grad(functools.partial(loss, impl=form, mesh=given)))
+    for z in (whole, jax.device_put(whole, NamedSharding(mesh, P("data")))):
+        with contextlib.nullcontext() if way == "mesh" else jax.set_mesh(mesh):
+            value, got = run(z)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert np.linalg.norm(got - gradient) <= 2e-6 * np.linalg.norm(gradient)
+
+
+EXPLICIT = {
+    "sup_con_modes": ({"denominator": "one_positive"}, 3),
+    "sup_con_overlap": ({}, 3),
+    "hierarchical_con": ({"constraint": "pair_anchor"}, 3),
+    "nt_xent_metrics": ({}, 3),
+    "info_nce_metrics": ({}, 2),
+    "triplet": ({"mining": "batch_hard"}, 2),
+    "circle": ({}, 2),
+    "multi_similarity": ({}, 2),
+    "proxy_anchor": ({"proxies": jnp.ones((5, 8))}, 2),
+    "leave_one_out": ({}, 3),
+}
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_losses_know_the_mesh_by_the_type_of_their_rows(name):
+    """Traced, not compiled: the types of arrays on an Explicit axis are what there is to go wrong."""
+    settings, rank = EXPLICIT[name]
+    mesh = jax.make_mesh((8,), ("data",))
+    shape = (24, 2, 8) if rank == 3 else (24, 8)
+    z = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    labels = jnp.arange(24) % 5
+    given = {"sup_con_overlap": [labels[:, None]], "nt_xent_metrics": []}.get(name, [labels])
+    given = [jnp.stack([labels % 2, labels], axis=1)] if name == "hierarchical_con" else given
+
+    def loss(z):
+        if name == "leave_one_out":
+            keys = jnp.broadcast_to(z[:, None], (24, 2, 2, 8))
+            return losses.leave_one_out(z, keys, jnp.ones((2, 9, 8)))
+        if name == "info_nce_metrics":
+            return losses.info_nce_metrics(z, z)["contrastive_top1"]
+        value = getattr(losses, name)(z, *given, **settings)
+        return value["contrastive_top1"] if isinstance(value, dict) else value
+
+    assert jax.jit(jax.value_and_grad(loss)).trace(z).out_info[0].shape == ()
+    with jax.set_mesh(mesh):
+        assert jax.jit(jax.value_and_grad(lambda z: loss(z))).trace(z).out_info[0].shape == ()
 
 
 def collectives(form, batch, devices=8):
@@ -323,6 +427,49 @@ def test_auto_is_the_written_rule():
     assert nce.choose(2048, 65536, platform="tpu") == "tiled"
 
 
+def test_auto_without_a_mesh_is_for_one_device():
+    """However many the process has."""
+    assert jax.device_count() == 8
+    assert temporary_bytes(losses.nt_xent, 4096) == temporary_bytes(tiled_nt_xent, 4096)
+    assert temporary_bytes(losses.nt_xent, 4096) < 16 * 2**20
+    assert temporary_bytes(losses.nt_xent, 1024) == temporary_bytes(dense_nt_xent, 1024)
+    assert temporary_bytes(dense_nt_xent, 1024) > 2 * temporary_bytes(tiled_nt_xent, 1024)
+
+
+tiled_nt_xent = functools.partial(losses.nt_xent, impl="tiled")
+dense_nt_xent = functools.partial(losses.nt_xent, impl="dense")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "impl", "kernel", "expected"),
+    [
+        (8, "auto", "auto", "dense"),
+        (8, "ring", "auto", "ring"),
+        (0, "ring", "auto", "tiled"),  # nothing to pass on
+        (8, "tiled", "auto", "tiled"),
+        (8, "auto", "pallas", "tiled"),  # which has no dense form
+        (8, "ring", "pallas", "ring"),
+    ],
+)
+def test_a_form_that_is_preferred_is_taken(mesh, impl, kernel, expected):
+    z = jax.ShapeDtypeStruct((64, 2, 8), jnp.float32)
+    mesh = mesh_of(mesh) if mesh else None
+    with nce.using(impl, kernel), nce.watched() as matrices:
+        program = jax.make_jaxpr(functools.partial(losses.nt_xent, mesh=mesh))(z)
+    assert [m.form for m in matrices] == [expected]
+    assert ("pallas_call" in str(program)) == (kernel == "pallas")
+    with nce.watched() as matrices:
+        jax.eval_shape(lambda z: losses.nt_xent(z), z)
+    assert [m.form for m in matrices] == ["dense"]
+
+
+def test_keys_that_are_everywhere_do_not_travel_where_a_ring_is_preferred():
+    z = jax.ShapeDtypeStruct((64, 8), jnp.float32)
+    with nce.using("ring"), nce.watched() as matrices:
+        jax.eval_shape(functools.partial(losses.info_nce, mesh=mesh_of(8)), z, z, z)
+    assert [m.form for m in matrices] == ["tiled"]
+
+
 def test_impossible_forms_are_named():
     rows, meta = jnp.ones((6, 4)), meta_of(np.zeros(6))
     relation = nce.Relation(same_group)
@@ -332,8 +479,22 @@ def test_impossible_forms_are_named():
         nce.row_stats(rows, None, relation, meta, kernel="cuda")
     with pytest.raises(ValueError, match='impl="ring" passes rows between devices'):
         nce.row_stats(rows, None, relation, meta, impl="ring")
-    with pytest.raises(ValueError, match="6 rows and 6 keys do not divide over the 4 devices"):
+    message = (
+        'impl="ring": 6 rows and 6 keys do not divide over the 4 devices .* a multiple of 4 images'
+    )
+    with pytest.raises(ValueError, match=message):
         nce.row_stats(rows, None, relation, meta, impl="ring", mesh=mesh_of(4))
+    z = jax.ShapeDtypeStruct((8192, 2, 128), jnp.float32)
+    message = 'impl="auto" takes "ring": 16,384 rows .* the 7 devices .* of 7 images, such as one of 16,380'
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(functools.partial(losses.nt_xent, mesh=mesh_of(7)), z)
+    message = 'kernel="pallas" walks over tiles, which impl="dense" has not; use "tiled"'
+    with pytest.raises(ValueError, match=message):
+        nce.row_stats(rows, None, relation, meta, impl="dense", kernel="pallas")
+    with pytest.raises(ValueError, match=message), nce.using("dense", "pallas"):
+        pass
+    with pytest.raises(ValueError, match='impl="quick" is unknown'), nce.using("quick"):
+        pass
     with pytest.raises(ValueError, match='mesh has no axis "model", only'):
         nce.row_stats(rows, None, relation, meta, mesh=mesh_of(2), axis="model")
     with pytest.raises(ValueError, match="keys_everywhere is for keys that do not travel"):

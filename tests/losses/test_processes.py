@@ -41,6 +41,14 @@ every |= {
     "leave_one_out": lambda z, mesh: losses.leave_one_out(
         z, given["keys"], given["queues"], mesh=mesh
     ),
+    "others": lambda z, mesh: (
+        losses.sup_con(z, given["labels"][::2], variant="in", mesh=mesh)
+        + losses.info_nce(z[:, 0], z[:, 1], mesh=mesh)
+        + losses.info_nce(z[:, 1], z[:, 0], given["queues"][0], mesh=mesh)
+        + losses.sup_con_memory(
+            z[:, 0], z[:, 1], given["queues"][1], given["labels"][::2], given["known"], mesh=mesh
+        )
+    ),
 }
 for form, function in every.items():
     loss = functools.partial(function, mesh=mesh)
@@ -52,6 +60,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     z = np.random.default_rng(0).normal(size=(48, 2, 16)).astype(np.float32)
     np.save(tmp_path / "z.npy", z)
@@ -62,6 +71,7 @@ def test_two_processes_equal_one(tmp_path):
         "paths": np.stack([leaf // 3, leaf], 1).astype(np.int32),
         "keys": rng.normal(size=(48, 2, 2, 16)).astype(np.float32),
         "queues": rng.normal(size=(2, 20, 16)).astype(np.float32),
+        "known": rng.integers(-1, 7, size=20).astype(np.int32),
     }
     np.savez(tmp_path / "given.npz", **given)
     with socket.socket() as free:
@@ -87,6 +97,14 @@ def test_two_processes_equal_one(tmp_path):
         "triplet": lambda z: losses.triplet(z.reshape(96, 16), given["labels"], 0.5, "semihard"),
         "himulcone": lambda z: losses.himulcone(z, given["paths"]),
         "leave_one_out": lambda z: losses.leave_one_out(z, given["keys"], given["queues"]),
+        "others": lambda z: (
+            losses.sup_con(z, given["labels"][::2], variant="in")
+            + losses.info_nce(z[:, 0], z[:, 1])
+            + losses.info_nce(z[:, 1], z[:, 0], given["queues"][0])
+            + losses.sup_con_memory(
+                z[:, 0], z[:, 1], given["queues"][1], given["labels"][::2], given["known"]
+            )
+        ),
     }
     alone = {form: jax.jit(jax.value_and_grad(loss))(z) for form, loss in every.items()}
     for form, (expected, wanted) in alone.items():

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from jaxcl.losses import anchors, similarity
-from jaxcl.methods.scorers import ScorerSpec, mahalanobis_matrix
+from jaxcl.losses.scorers import ScorerSpec, mahalanobis_matrix
 
 LABELS = np.array(
     [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, -1, -1], [-1, -1, -1], [0, 0, 0]]

@@ -108,6 +108,117 @@ def by_loops(z, labels, temperature, denominator, contrast, variant):
     return found.mean()
 
 
+def capped_by_loops(z, labels, temperature, denominator, contrast, variant, cap, reduction):
+    """An image takes the next cap / V images of its class, in the order of the batch and round its end."""
+    batch, views, _ = z.shape
+    rows = oracle.unit_rows(z)
+    near, far = [], []
+    for i in range(0, batch * views, views if contrast == "one" else 1):
+        a = i // views
+        following = [b % batch for b in range(a + 1, a + batch)]
+        same = [b for b in following if labels[b] == labels[a] and labels[a] >= 0]
+        taken = [a, *same[: cap // views]]
+        near.append([b * views + v for b in taken for v in range(views) if b * views + v != i])
+        far.append([b * views + v for b in following if b not in same for v in range(views)])
+    anchors = rows[:: views if contrast == "one" else 1]
+    found = anchor_losses(anchors, rows, 1 / temperature, near, far, denominator, variant)
+    if reduction == "mean":
+        return found.mean()
+    counted = [
+        bool(n) and (bool(f) or denominator == "all") for n, f in zip(near, far, strict=True)
+    ]
+    return found[counted].sum() / max(1, sum(counted))
+
+
+@pytest.mark.parametrize(
+    ("denominator", "contrast", "variant", "impl"),
+    [
+        ("all", "all", "out", "tiled"),
+        ("all", "one", "in", "dense"),
+        ("one_positive", "all", "in", "dense"),
+        ("only_negatives", "all", "out", "dense"),
+    ],
+)
+def test_a_cap_on_the_positives_equals_loops(denominator, contrast, variant, impl):
+    """Caps of no other image, of one, of two, and of more than a class has; value and gradient."""
+    z, labels = random_z(11, 8, 2, 3), np.array([0, 1, 0, -1, 0, 1, 0, -1])
+    choices = (denominator, contrast, variant)
+    seen = set()
+    for cap in (0, 2, 4, 100):
+
+        def loss(z, cap=cap):
+            settings = {"denominator": denominator, "contrast": contrast, "positives_cap": cap}
+            return losses.sup_con_modes(z, labels, 0.2, variant, impl=impl, **settings)
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(z)
+
+        def expected(z, cap=cap):
+            return capped_by_loops(z, labels, 0.2, *choices, cap, "mean")
+
+        exact = z.astype(np.float64)
+        np.testing.assert_allclose(value, expected(exact), rtol=2e-6)
+        seen.add(round(float(value), 5))
+        if cap == 2:
+            numbers = numerical_gradient(expected, exact)
+            np.testing.assert_allclose(gradient, numbers, rtol=1e-3, atol=1e-5)
+    assert len(seen) == 4
+    uncapped = losses.sup_con_modes(
+        z, labels, 0.2, variant, denominator=denominator, contrast=contrast
+    )
+    np.testing.assert_allclose(value, uncapped, rtol=2e-6)
+
+
+def test_a_cap_on_the_positives_is_the_same_on_four_devices():
+    """Positives are on other devices; the places of images in their classes are those of the whole batch."""
+    z, labels = random_z(13, 16, 2, 3), np.random.default_rng(0).integers(-1, 3, 16)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("data",), auto, devices=jax.devices()[:4])
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+
+    def loss(z, labels, impl, mesh):
+        return losses.sup_con_modes(z, labels, 0.2, positives_cap=4, impl=impl, mesh=mesh)
+
+    found = jax.jit(jax.value_and_grad(loss), static_argnums=(2, 3))
+    value, gradient = found(z, labels, "dense", None)
+    spread = jax.device_put((z, labels), sharding)
+    for impl in ("dense", "ring"):
+        there, slope = found(*spread, impl, mesh)
+        np.testing.assert_allclose(there, value, rtol=1e-6)
+        np.testing.assert_allclose(slope, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_mean_of_the_anchors_that_have_positives():
+    """One view of each image: lonely classes and unknown labels have no positives."""
+    z, labels = random_z(12, 7, 1, 3), np.array([0, 0, 4, -1, 5, -1, 0])
+    exact = z.astype(np.float64)
+    for denominator in ("all", "one_positive"):
+        for reduction in ("mean", "mean_valid"):
+            value = losses.sup_con_modes(
+                z, labels, 0.2, denominator=denominator, reduction=reduction
+            )
+            expected = capped_by_loops(
+                exact, labels, 0.2, denominator, "all", "out", 100, reduction
+            )
+            np.testing.assert_allclose(value, expected, rtol=2e-6)
+    valid = losses.sup_con(z, labels, reduction="mean_valid")
+    np.testing.assert_allclose(valid, losses.sup_con(z, labels) * 7 / 3, rtol=1e-6)
+    overlap = losses.sup_con_overlap(z, labels[:, None], reduction="mean_valid")
+    np.testing.assert_allclose(overlap, valid, rtol=1e-6)
+    alone = jax.value_and_grad(lambda z: losses.sup_con(z, np.arange(7), reduction="mean_valid"))(z)
+    assert alone[0] == 0
+    np.testing.assert_array_equal(alone[1], 0)
+
+
+def test_a_cap_or_a_reduction_that_cannot_be():
+    z, labels = random_z(0, 4, 2, 3), np.zeros(4, int)
+    for cap in (1, 3, -2):
+        with pytest.raises(ValueError, match=r"positives_cap=.* with 2 views: expected a multiple"):
+            losses.sup_con_modes(z, labels, positives_cap=cap)
+    for loss in (losses.sup_con, losses.sup_con_modes):
+        with pytest.raises(ValueError, match="reduction"):
+            loss(z, labels, reduction="sum")
+
+
 def numerical_gradient(function, z, step=1e-6):
     gradient = np.zeros_like(z)
     for index in np.ndindex(z.shape):

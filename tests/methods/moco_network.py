@@ -85,10 +85,11 @@ def moco(**changes):
 
 def model(method, dtype=jnp.float32):
     """The network of a method."""
-    config = BackboneConfig(width=1 / 32, stem="cifar", bn_groups=method.bn_groups)  # F = 16
+    groups = getattr(method, "bn_groups", 1)
+    config = BackboneConfig(width=1 / 32, stem="cifar", bn_groups=groups)  # F = 16
     built = build_model(config, method.heads)
     heads = tuple((name, head.clone(dtype=dtype)) for name, head in built.heads)
-    backbone = Tiny(method.bn_groups, dtype)
+    backbone = Tiny(groups, dtype)
     return Model(config, backbone, heads, inputs=built.inputs)
 
 
@@ -118,12 +119,52 @@ class Run:
         return cls(init(jax.random.key(0)), step, mesh)
 
     def go(self, steps, first=0):
-        """(the metrics of each step, the last state); the own state is used up."""
+        """(the metrics of each step, the last state); the own state is used up.
+
+        Each process gives its rows of the batches.
+        """
         state, rows = self.state, []
+        part = BATCH // mesh_lib.process_count()
+        own = slice(part * mesh_lib.process_index(), part * (mesh_lib.process_index() + 1))
         for batch in batches(steps, first=first):
-            state, metrics = self.step(state, mesh_lib.to_global(self.mesh, batch))
-            rows.append(jax.device_get(metrics))
+            local = {name: array[own] for name, array in batch.items()}
+            state, metrics = self.step(state, mesh_lib.to_global(self.mesh, local))
+            rows.append(mesh_lib.to_host(metrics))
         return rows, state
+
+
+def outcome(method, devices, steps=3):
+    """{"loss": of each step, "floats" and "others": of the parameters, statistics and memories} in float64 mode."""
+    rows, state = Run.of(method, devices, jnp.float64).go(steps)
+    leaves = jax.tree.leaves((state.params, state.batch_stats, state.extra))
+    leaves = [np.ravel(x) for x in mesh_lib.to_host(leaves)]
+    floats = [x for x in leaves if x.dtype.kind == "f"]
+    others = [x for x in leaves if x.dtype.kind != "f"]
+    return {
+        "loss": np.array([row["loss"] for row in rows]),
+        "floats": np.concatenate(floats),
+        "others": np.concatenate([np.zeros(0, int), *others]),
+    }
+
+
+def assert_same(ours, theirs):
+    """Two outcomes are equal but for rounding."""
+    assert theirs["loss"].dtype == np.float64
+    assert len(np.unique(theirs["loss"])) >= len(theirs["loss"]) - 1
+    assert np.linalg.norm(theirs["floats"]) > 0
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-10, atol=1e-12)
+    assert ours["floats"].shape == theirs["floats"].shape
+    distance = np.linalg.norm(ours["floats"] - theirs["floats"])
+    assert distance <= 1e-10 * np.linalg.norm(theirs["floats"])
+    np.testing.assert_array_equal(ours["others"], theirs["others"])
+
+
+def same_on_devices(method, counts):
+    """The same steps on one device and on so many."""
+    with jax.enable_x64(True):
+        alone = outcome(method, 1)
+        for count in counts:
+            assert_same(outcome(method, count), alone)
 
 
 @functools.lru_cache

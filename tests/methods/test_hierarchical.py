@@ -7,7 +7,7 @@ import pytest
 import tiny_network
 from labelled_run import BATCH, TREE, config, linear_params, linear_views, loss_of
 
-from jaxcl import checkpoint, data, losses, models, train
+from jaxcl import checkpoint, data, experiment, losses, models, train
 from jaxcl import config as config_lib
 from jaxcl.data import LabelTree
 from jaxcl.methods import Hierarchical
@@ -52,6 +52,26 @@ def test_the_settings_of_the_loss_arrive():
         "divisor": "levels",
         "scale": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments"),
+    [
+        ({"dedup": "off"}, {"dedup": False}),
+        ({"variant": "himulcon", "form": "paper", "dedup": "on"}, {"form": "paper", "dedup": True}),
+        ({"divisor": "levels"}, {"divisor": "levels"}),
+        ({"form": "paper", "divisor": "levels+1"}, {"form": "paper", "divisor": "levels+1"}),
+        ({"weights": (0.5, 0.0, 2.0)}, {"penalty": (0.5, 0.0, 2.0)}),
+    ],
+)
+def test_parts_of_a_form_can_be_set_alone(changes, arguments):
+    params = linear_params(3)
+    out = loss_of(hierarchical(probe=False, **changes), params, PATHS)
+    loss = getattr(losses, changes.get("variant", "himulcone"))
+    np.testing.assert_allclose(out.loss, loss(embeddings(params), PATHS, **arguments), rtol=1e-6)
+    (changed,) = set(changes) - {"variant", "form"}
+    others = {name: value for name, value in changes.items() if name != changed}
+    assert abs(out.loss - loss_of(hierarchical(probe=False, **others), params, PATHS).loss) > 1e-3
 
 
 def test_some_of_the_levels():
@@ -100,6 +120,11 @@ def test_equal_embeddings_give_the_trivial_loss():
         method = hierarchical(variant=variant, form="paper", probe=False)
         value = loss_of(method, params, PATHS).loss
         np.testing.assert_allclose(value, method.trivial_loss(BATCH), rtol=1e-6)
+    for changes in ({"divisor": "levels+1"}, {"form": "official"}, {"weights": (1.0, 0.0, 3.0)}):
+        fields = {"form": "paper", "dedup": "off", "probe": False, **changes}
+        method = hierarchical(**fields)
+        value = loss_of(method, params, PATHS).loss
+        np.testing.assert_allclose(value, method.trivial_loss(BATCH), rtol=1e-6)
     assert hierarchical().trivial_loss(BATCH) is None
     assert hierarchical(LabelLevels(), form="paper").trivial_loss(BATCH) is None
 
@@ -111,7 +136,7 @@ def test_the_levels_of_the_data_are_learned_from_the_data():
     bound = config("hierarchical").for_labels(TREE)
     method = bound.build_method()
     assert method.labels == LEVELS
-    assert method.levels == ("coarse", "fine")
+    assert method.learned_levels == ("coarse", "fine")
     assert config_lib.from_dict(config_lib.to_dict(bound)).build_method() == method
 
 
@@ -133,6 +158,12 @@ ONE_CLASS = LabelTree(("root", "coarse", "fine"), (("all",), *TREE.names))
         ({"method.form": "code"}, TREE, r"method.form='code': expected one of official, paper"),
         ({"method.constraint": "pair"}, TREE, r"method.constraint='pair': expected one of none, layer_mean, pair_global, pair_anchor"),
         ({"method.penalty": "linear"}, TREE, r"method.penalty='linear': expected one of exp, pow2, constant"),
+        ({"method.dedup": "yes"}, TREE, r"method.dedup='yes': expected one of on, off"),
+        ({"method.divisor": "L"}, TREE, r"method.divisor='L': expected one of levels, levels\+1"),
+        ({"method.weights": (1.0,)}, TREE, r"penalty=\(1.0,\): expected a weight for each of 2 levels"),
+        ({"method.weights": (1.0, -1.0)}, TREE, r"expected finite weights of 0 or more"),
+        ({"method.weights": (0.0, 0.0)}, TREE, r"one above 0"),
+        ({"method.weights": (1.0, 1.0), "method.penalty": "exp"}, TREE, r"give one of the two"),
         ({"method.variant": "himulcon", "method.detach_floor": True}, TREE, r"detach_floor=True does nothing .* 'himulcon' has none"),
         ({"method.constraint": "none", "method.detach_floor": True}, TREE, r"detach_floor=True does nothing without"),
         ({"method.temperature": 0.0}, TREE, r"temperature=0.0: expected a number above 0"),
@@ -145,7 +176,30 @@ def test_what_does_not_fit_is_named(changes, tree, message):
 
 def test_a_level_of_one_class_may_be_left_out():
     made = config("hierarchical", **{"method.hierarchy": ("coarse", "fine")}).for_labels(ONE_CLASS)
-    assert made.build_method().levels == ("coarse", "fine")
+    assert made.build_method().learned_levels == ("coarse", "fine")
+
+
+@pytest.mark.parametrize(
+    ("unique", "message"),
+    [
+        (True, r"have 1 class at the label level 'coarse'.*names 2"),
+        (False, "'coarse' has one class"),
+    ],
+)
+def test_classes_count_that_have_images(unique, message):
+    """Names that no image has are kept in a tree declared unique."""
+    tree = LabelTree(("coarse", "fine"), (("a", "b"), ("c", "d", "e")), unique)
+
+    def check(labels):
+        images = np.zeros((len(labels), 8, 8, 1), np.uint8)
+        source = data.ArraySource(images, np.array(labels, np.int32), tree)
+        made = config("hierarchical", **{"data.unique_names": unique})
+        labelled = experiment.labelled(made, source)
+        experiment.check_labels(made.for_labels(labelled.tree), labelled)
+
+    with pytest.raises(ValueError, match=message):
+        check([[0, 0], [0, 1], [0, -1], [-1, -1]])
+    check([[0, 0], [1, 1], [0, -1], [-1, -1]])
 
 
 def test_a_batch_without_labels_is_named():

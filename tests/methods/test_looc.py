@@ -2,9 +2,13 @@
 
 import collections
 import dataclasses
+import io
 import math
+import pathlib
+import re
 import sys
 
+import collectives
 import jax
 import jax.numpy as jnp
 import moco_network
@@ -13,8 +17,10 @@ import optax
 import pytest
 import tiny_network
 from moco_network import Run, moco
+from PIL import Image
+from scipy.io import savemat
 
-from jaxcl import checkpoint, data, evaluators, models, optim, probe, report
+from jaxcl import checkpoint, data, evaluators, metrics, models, optim, probe, report, train
 from jaxcl import config as config_lib
 from jaxcl.methods import LooC
 from jaxcl.models import HeadSpec
@@ -23,6 +29,7 @@ from jaxcl.views import EvalView, Views, ViewsConfig, build_program, presets
 
 OPS = {"flip": {}, "rotate": {}, "gray": {"prob": 0.5}}
 FACTORS = {"turn": ("rotate",), "colour": ("gray",)}
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 WIDE = HeadSpec(layers=(3,))
 FEATURES = 2 * 2 * 3
 PROBES = ("rotation", "factor", "fewshot", "corruption", "knn")
@@ -237,16 +244,37 @@ def test_without_factors_it_is_moco():
 
 
 def test_one_pass_has_a_gradient_and_one_for_each_key_has_none():
-    """Read in the program of the whole step: a network of one convolution has n + 2 of them, and one gradient."""
+    """Read in the compiled program of the whole step: a network of one convolution has n + 2 of them, and one gradient."""
     method = looc(bn="global", bn_groups=1)
     model, tx = tiny_network.build(heads=method.heads), optax.sgd(0.1)
     init = make_init(method, model, tx, (6, 6, 3))
     step = make_train_step(method, model, tx, optax.constant_schedule(0.1))
     state = jax.eval_shape(init, jax.random.key(0))
     batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, next(moco_network.batches(1))))
-    text = jax.jit(step).lower(state, batch).as_text()
-    assert text.count("stablehlo.convolution") == 4 + 1
+    text = jax.jit(step).lower(state, batch).compile().as_text()
+    assert len(re.findall(r"= \S+ convolution\(", text)) == 4 + 1
     assert set(state.extra["key_params"]) == {"backbone", *(f"head_{h}" for h in method.heads)}
+
+
+@pytest.mark.slow
+def test_no_image_travels_but_for_the_shuffle():
+    """Activations have at least side x side numbers a row, embeddings 5: what is sent is told by its size."""
+    rows = 64
+    method = looc(bn_groups=8, queue_size=5000)
+    run = Run.of(method, 8)
+    batch = next(moco_network.batches(1, rows))
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
+    largest = {}
+    for array in collectives.sent(run.step.lower(run.state, batch).compile().as_text()):
+        largest[array.kind] = max(largest.get(array.kind, 0), array.size)
+    image, keys = 6 * 6 * 3, rows * len(HEADS) * 5
+    # A key of each image enters each queue; images go to other groups in 8 equal parts, and their embeddings come back.
+    assert largest["all-gather"] <= keys
+    assert largest.get("collective-permute", 0) <= keys
+    assert "reduce-scatter" not in largest
+    assert largest["all-reduce"] < 5000 / 2
+    own = rows // 8 * (image + -image % 8)  # in one array, or one for each device
+    assert largest["all-to-all"] in (own, own // 8)
 
 
 def floats(tree):
@@ -479,9 +507,103 @@ def test_all_spaces_at_once(workdir):
     some = {name: f.h[:30] for name, f in found.items()}
     picture = report.spaces_png(report.SpaceSheet(source.images[:30], some, (3, 20), 4), "LooC")
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    # All hidden layers side by side, and the network that the run started from.
+    more = probe.Spaces.open(str(workdir), more=("heads:hidden",))
+    assert list(more.networks) == [*spaces.networks, "heads:hidden"]
+    few = [{"image": source.images[:5], "label": source.labels[:5]}]
+    hidden = more.features(few)["heads:hidden"].h
+    layer = evaluators.Layer.parse("heads:hidden", HEADS)
+    model = models.build(more.config.model, more.config.build_method().heads)
+    expected = jax.jit(layer.of(model).encode)(more.variables, images)
+    assert hidden.shape == (5, 36)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
+    key = jax.random.split(jax.random.key(spaces.config.seed), 4)[0]
+    first = jax.jit(lambda: model.init(key, (16, 16, 3)))()
+    before = probe.Spaces.open(str(workdir), trained=False)
+    jax.tree.map(np.testing.assert_array_equal, before.variables, first)
+    assert np.abs(before.features(few)["h"].h - found["h"].h[:5]).max() > 1e-3
+
     with pytest.raises(ValueError, match="30 is not one of 30 images"):
         report.SpaceSheet(source.images[:30], some, (30,))
     with pytest.raises(ValueError, match="expected one or more queries"):
         report.SpaceSheet(source.images[:30], some, ())
     with pytest.raises(ValueError, match=r"must be \[29, F\]"):
         report.SpaceSheet(source.images[:29], some, (3,))
+
+
+# ---------------------------------------------------------------------------------------------
+# From a run to few-shot on data as they were published
+# ---------------------------------------------------------------------------------------------
+
+
+def write_flowers(root):
+    """Two kinds of 8 x 8 pixels that differ in brightness: 10 images each for training, 2 for validation, 4 to test."""
+    kinds = np.repeat([1, 2], 16)
+    rng = np.random.default_rng(0)
+    (root / "jpg").mkdir()
+    for number, kind in enumerate(kinds, 1):
+        pixels = rng.integers(0, 100, (8, 8, 3)) + 60 * kind
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+        (root / "jpg" / f"image_{number:05}.jpg").write_bytes(buffer.getvalue())
+    savemat(root / "imagelabels.mat", {"labels": kinds[None].astype(np.uint8)})
+    parts = {"trnid": slice(0, 10), "valid": slice(10, 12), "tstid": slice(12, 16)}
+    numbers = np.arange(1, 33).reshape(2, 16)
+    savemat(root / "setid.mat", {name: numbers[:, of].reshape(1, -1) for name, of in parts.items()})
+
+
+@pytest.mark.parametrize("train_split", ["train", "trainval"])
+def test_few_shot_on_flowers_as_published(workdir, tmp_path, capsys, train_split):
+    """Ten images of a kind leave one draw of ten, which has no interval; with the validation images there are more."""
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    write_flowers(folder)
+    record = probe.probe(
+        probe.parse(
+            [
+                f"--workdir={workdir}",
+                "--eval=fewshot",
+                f"--data=flowers:{folder}",
+                f"--train={train_split}",
+                "--no-baselines",
+            ]
+        )
+    )
+    assert record["data"]["name"] == "flowers"
+    assert record["splits"]["test"] == "test"
+    found = {row["method"]: row for row in record["rows"]}
+    five, ten = (found[f"fewshot/{shots}-shot"] for shots in (5, 10))
+    assert {row["level"] for row in (five, ten)} == {"flower"}
+    assert (five["queries"], five["settings"]["trials"]) == (8, 10)
+    assert "interval" in five["settings"]
+    text = " ".join(capsys.readouterr().out.split())
+    said = "10-shot flower: the classes have 10 examples each, so that there is one draw and no interval"
+    if train_split == "train":
+        assert (ten["settings"]["trials"], ten["settings"].get("interval")) == (1, None)
+        assert said in text
+    else:
+        assert ten["settings"]["trials"] == 10
+        assert ten["settings"]["interval"] >= 0
+        assert said not in text
+
+
+@pytest.mark.slow
+def test_a_run_learns_to_tell_the_factor_that_it_leaves_out(tmp_path, monkeypatch):
+    """The small config by its file: its rotation head comes to find its own key among an image's two; chance is a half."""
+    monkeypatch.setattr(models, "build", tiny_network.build)
+    c = config_lib.load(f"{CONFIGS / 'looc_emoji.py'}:rotate,different")
+    c.steps, c.batch_size, c.optim.base_lr, c.optim.warmup_steps = 240, 64, 1e-2, 4
+    c.model.width = 1 / 32  # as tiny_network has it
+    c.model.bn_groups, c.method.bn, c.method.queue_size = 1, "global", 256
+    c.method.projection.layers = (32, 16)
+    c.evaluation.every, c.evaluation.test, c.evaluation.test_gallery = 0, "", ""
+    c.evaluation.gallery, c.evaluation.validation, c.evaluation.extra = "", "", ()
+    c.run.log_every, c.run.checkpoint_every, c.run.report = 1, 240, False
+    c.mesh.cpu_devices, c.mesh.compile_cache = 0, ""
+    result = train.train(config_lib.from_dict(c), str(tmp_path))
+    assert (result["complete"], result["step"]) == (True, 240)
+    rows = metrics.read_metrics(tmp_path)
+    told = np.array([row["own_key_top1_rotate"] for row in rows if "own_key_top1_rotate" in row])
+    assert len(told) == 240
+    # A mean of 40 steps of 64 images has a standard error of 0.01.
+    assert told[-40:].mean() > max(told[:40].mean() + 0.05, 0.6)

@@ -8,9 +8,10 @@ import pytest
 from labelled_run import BATCH, TREE, config, linear, linear_params, linear_views
 
 from jaxcl import config as config_lib
-from jaxcl import losses, optim
+from jaxcl import losses, optim, train
 from jaxcl.data import LabelTree
 from jaxcl.methods import SimCLR
+from jaxcl.methods.base import advice
 from jaxcl.methods.labels import LabelLevels
 from jaxcl.methods.metric import Metric
 from jaxcl.methods.metric_losses import LOSSES
@@ -147,6 +148,18 @@ def test_settings_arrive():
             losses.nt_logistic(z, ROWS, 0.5, "semihard"),
         ),
         ({"objective": "fast_ap", "bins": 5}, losses.fast_ap(z, ROWS, 5)),
+        (
+            {"objective": "hadsell", "distance": "lp", "p": 3.0, "margin": 2.0},
+            losses.hadsell(z, ROWS, 2.0, distance=losses.distance("lp", 3.0)),
+        ),
+        (
+            {"objective": "margin_contrastive", "mining": "pair_margin", "mining_pos_margin": 0.5},
+            losses.margin_contrastive(z, ROWS, mining="pair_margin", mining_margins=(0.5, 0.8)),
+        ),
+        (
+            {"objective": "hadsell", "mining": "multi_similarity", "epsilon": 0.4},
+            losses.hadsell(z, ROWS, mining="multi_similarity", epsilon=0.4),
+        ),
     ):
         method = metric(**fields)
         np.testing.assert_allclose(
@@ -172,11 +185,31 @@ def test_equal_embeddings_give_the_trivial_loss():
         {"objective": "triplet", "mining": "batch_hard"},
         {"objective": "triplet", "smooth": True},
         {"objective": "nt_xent", "level": "image"},
+        {"objective": "triplet", "mining": "distance_weighted", "swap": True},
+        {"objective": "triplet", "mining": "facenet", "distance": "snr"},
+        {"objective": "margin"},
+        {"objective": "margin", "mining": "batch_hard", "reduction": "mean"},
+        {"objective": "margin", "mining": "distance_weighted", "beta": 0.1},
+        {"objective": "margin", "reduction": "mean", "beta": 0.1, "margin": 0.3},
+        {"objective": "margin_contrastive", "neg_margin": 0.7},
+        {"objective": "margin_contrastive", "mining": "batch_hard", "reduction": "mean"},
+        {"objective": "margin_contrastive", "mining": "pair_margin", "pos_margin": 0.1},
+        {"objective": "margin_contrastive", "mining": "semihard"},
     ):
         method = metric(**fields)
-        value = outcome(method, params).loss
+        value = outcome(method, with_own(params, method)).loss
+        assert value > 0
         np.testing.assert_allclose(value, method.trivial_loss(BATCH), rtol=1e-5)
-    assert metric(objective="triplet", mining="semihard").trivial_loss(BATCH) is None
+    for fields in (
+        {"objective": "triplet", "mining": "semihard"},
+        {"objective": "margin", "mining": "easy_positive"},
+        {"objective": "margin_contrastive", "mining": "easy_positive"},
+        {"objective": "margin_contrastive", "mining": "semihard", "pos_margin": 0.3},
+    ):
+        method = metric(**fields)
+        assert outcome(method, params).loss == 0  # nothing is mined, and nothing said
+        assert method.trivial_loss(BATCH) is None
+    assert metric(objective="margin", learn_beta="one").trivial_loss(BATCH) is None
     assert metric(objective="nca").trivial_loss(BATCH) is None
     # A cosine of 1 within each pair, whatever is positive.
     params["p"] = np.ones_like(params["p"])
@@ -191,14 +224,40 @@ def test_equal_embeddings_give_the_trivial_loss():
 
 
 def test_a_collapse_is_told_in_words():
-    """Loss equal to the margin, and no spread: begin with semi-hard."""
-    method = metric(objective="triplet", mining="batch_hard")
-    rows = [{"step": 200 + i, "loss": 0.2, "embedding_std": 1e-4} for i in range(6)]
-    (message,) = diagnose(rows, method.trivial_loss(BATCH))
-    assert "semi-hard" in message
-    spread = [{**row, "embedding_std": 0.9} for row in rows]
-    (message,) = diagnose(spread, method.trivial_loss(BATCH))
-    assert "or the margin" in message
+    """Loss equal to the margin, and no spread: begin with semi-hard, in words that are about labels and not about two views."""
+    for fields, advised in (
+        ({"objective": "triplet", "mining": "batch_hard"}, "begin with semi-hard negatives (method.mining='semihard')"),
+        ({"objective": "margin", "mining": "distance_weighted"}, "semi-hard negatives (method.mining='semihard')"),
+        ({"objective": "margin_contrastive"}, "a method.pos_margin above 0"),
+        ({"objective": "triplet", "mining": "semihard", "smooth": True}, "lower the learning rate"),
+    ):  # fmt: skip
+        method = metric(**fields)
+        loss = method.trivial_loss(BATCH) or 0.2
+        rows = [{"step": 200 + i, "loss": loss, "embedding_std": 1e-4} for i in range(6)]
+        for std, said in ((1e-4, "collapsed"), (0.9, "or the margin")):
+            seen = [{**row, "embedding_std": std} for row in rows]
+            (message,) = diagnose(seen, loss, advice=advice(method))
+            assert said in message
+            assert advised in message
+            assert "data.per_class" in message
+            assert "both views" not in message
+            assert "temperature" not in message
+    assert "temperature" in advice(metric(objective="nt_xent", level="image"))
+    assert advice(SimCLR(VIEWS[2])) == ""
+    (message,) = diagnose(seen, loss)
+    assert "both views come from the same image" in message
+
+
+def test_proxies_at_the_network_s_rate_are_told():
+    for changes, told in (
+        ({"method.objective": "proxy_anchor"}, True),
+        ({"method.objective": "proxy_anchor", "optim.method_lr": 5.0}, False),
+        ({"method.objective": "triplet"}, False),
+    ):
+        made = config("metric", **changes).for_labels(TREE)
+        said = [line for line in train.notes(made, made.build_method()) if "method_lr" in line]
+        assert bool(said) == told
+        assert not told or "the proxies learn at the network's rate" in said[0]
 
 
 def test_nothing_to_mine_is_0_and_counted():
@@ -366,7 +425,20 @@ def test_an_image_of_the_batch_is_not_met_in_the_memory(views):
         ({"mining": "distance_weighted", "distance": "l1"}, r"mining='distance_weighted': expected 'l2'"),
         ({"objective": "multi_similarity", "epsilon": 0.2}, r"method.epsilon=0.2 does nothing without mining"),
         ({"objective": "nt_xent", "temperature": 0.0}, r"method.temperature=0.0: expected a number above 0"),
-        ({"distance": "lp"}, r"method.distance='lp': expected one of l1, l2"),
+        ({"p": 3.0}, r"method.p=3.0 does nothing without distance='lp'"),
+        ({"distance": "lp", "p": 0.5}, r"p=0.5: expected a number from 1 on"),
+        (
+            {"objective": "hadsell", "mining_neg_margin": 0.9},
+            r"method.mining_neg_margin=0.9 does nothing without mining='pair_margin'",
+        ),
+        (
+            {"objective": "margin_contrastive", "mining": "pair_margin", "mining_pos_margin": 0.0, "mining_neg_margin": 1.0},
+            r"takes all pairs that cost something, as mining='all' does: choose mining='all', or narrower margins",
+        ),
+        (
+            {"objective": "hadsell", "mining": "pair_margin", "mining_neg_margin": 0.0},
+            r"there are no negatives nearer than 0; expected a number above 0",
+        ),
         ({"objective": "margin", "nu": 0.1}, r"method.nu=0.1 does nothing to a border that is not learned: set method.learn_beta"),
         ({"mining": "easy"}, r"'easy' with the loss 'triplet' takes triplets that cost nothing: choose 'semihard' or"),
         ({"objective": "hadsell", "mining": "easy"}, r"'hadsell' takes negatives beyond the margin, .*: choose 'semihard'"),
@@ -399,6 +471,10 @@ def test_mining_that_leaves_something_is_not_refused():
     metric(objective="margin_contrastive", mining="hard", pos_margin=0.2)
     metric(objective="margin_contrastive", mining="hard", distance="dot", pos_margin=-0.9)
     metric(objective="margin", learn_beta="one", nu=0.1)
+    metric(objective="margin_contrastive", mining="pair_margin")
+    metric(
+        objective="margin_contrastive", mining="pair_margin", mining_pos_margin=0, reduction="mean"
+    )
 
 
 def test_one_view_of_images_that_are_classes_is_refused():
@@ -436,3 +512,24 @@ def test_eight_devices_give_the_same_as_one():
 def test_eight_devices_with_proxies_and_with_draws():
     same_on_eight_devices(objective="proxy_anchor")
     same_on_eight_devices(objective="triplet", mining="distance_weighted", memory_size=40)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_in_mid_queue_is_bit_equal(tmp_path):
+    """37 slots, 32 keys a step, borders of classes, and negatives that are drawn: all of them go on as they would have."""
+    labelled_run.same_when_resumed(
+        config(
+            "metric",
+            **{
+                "method.objective": "margin",
+                "method.mining": "distance_weighted",
+                "method.learn_beta": "class",
+                "method.memory_size": 37,
+                "method.memory_start": 1,
+            },
+        ).for_labels(TREE),
+        tmp_path,
+        lambda state: (
+            0 < int(state.extra["queue"].pointer) < 37 and int(state.extra["updates"]) == 3
+        ),
+    )

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from moco_network import EXAMPLES, MODES, Run, batches, moco
+from moco_network import model as network_of
 
-from jaxcl import checkpoint
+from jaxcl import checkpoint, losses
 from jaxcl import config as config_lib
+from jaxcl.methods import SupConMoCo
+from jaxcl.methods.base import remarks as method_remarks
+from jaxcl.methods.memory import Bank
 from jaxcl.models import HeadSpec
 from jaxcl.views import Views, presets
 
@@ -146,10 +150,20 @@ def test_three_steps_of_version_3():
             np.testing.assert_allclose(out.loss, expected, rtol=1e-10)
 
 
-def test_three_steps_with_a_memory_bank():
-    """The own row is the positive, the drawn ones are the negatives; only then the row is changed."""
-    m, tau = 0.5, 0.3
-    with jax.enable_x64(True):
+def test_three_steps_with_a_memory_bank(monkeypatch):
+    """The own row is the positive, the drawn ones are the negatives; only then the row is changed.
+
+    What was drawn is told by what the loss was given, which has to be rows of the replay's own bank.
+    """
+    m, tau, real = 0.5, 0.3, losses.info_nce
+    given = []
+
+    def watched(q, k, queue, temperature, valid):
+        given.append((np.asarray(queue), np.asarray(valid)))
+        return real(q, k, queue, temperature, valid)
+
+    monkeypatch.setattr(losses, "info_nce", watched)
+    with jax.enable_x64(True), jax.disable_jit():
         method = moco(
             projection=WIDE,
             mechanism="memory_bank",
@@ -159,21 +173,27 @@ def test_three_steps_with_a_memory_bank():
             temperature=tau,
         )
         rows, valid = np.zeros((8, 3)), np.zeros(8, bool)
-        for out, extra, x, batch, params, key in replay(method):
+        found = set()
+        for out, extra, x, batch, params, _ in replay(method, 5):
             np.testing.assert_allclose(extra["bank"].rows, rows, rtol=1e-10)
             np.testing.assert_array_equal(extra["bank"].valid, valid)
             q = unit(x[:, 0] @ np.asarray(params["backbone"]["w"]))
-            index, drawn = batch["index"], np.asarray(extra["bank"].draw(key, 6))
-            assert drawn.shape == (6,)
-            assert drawn.min() >= 0
-            assert drawn.max() < 8
-            negatives = rows[drawn[valid[drawn]]]
+            (((queue, counted),), given[:]) = (given[:], ())
+            assert queue.shape == (6, 3)
+            distance = np.linalg.norm(queue[:, None] - rows, axis=2)
+            drawn = distance.argmin(1)
+            assert distance.min(1).max() < 1e-10
+            np.testing.assert_array_equal(counted, valid[drawn])
+            negatives = rows[drawn[counted]]
+            found |= set(drawn[counted].tolist())
+            index = batch["index"]
             positives = np.where(valid[index, None], rows[index], q)
             expected = info_nce(q, positives, [negatives] * 4, tau)
             np.testing.assert_allclose(out.loss, expected, rtol=1e-10, atol=1e-12)
             rows[index] = np.where(valid[index, None], unit(m * rows[index] + (1 - m) * q), q)
             valid[index] = True
         assert valid.all()
+        assert len(found) > 4
 
 
 def test_end_to_end_takes_the_other_keys_of_the_batch():
@@ -239,6 +259,27 @@ def test_statistics_of_the_keys_are_averaged_in_the_setting_ema_alone():
         after = method.after_update(extra, {}, carry, jnp.asarray(1))
         expected = {"ema": 3.0, "groups": 4.0}[bn]
         assert jax.tree.map(float, after["key_stats"]) == {"backbone": {"mean": expected}}
+
+
+@pytest.mark.parametrize("bn", ["groups", "ema"])
+def test_keys_are_made_by_running_statistics_in_the_setting_ema_alone(bn):
+    """A key does not depend on the other rows then, and its encoder's statistics stay as they are."""
+    method = moco(bn=bn)
+    network = network_of(method)
+    variables = network.init(jax.random.key(0), (6, 6, 3))
+    params, stats = variables["params"], variables["batch_stats"]
+    images = np.random.default_rng(0).uniform(size=(2, 8, 6, 6, 3)).astype(np.float32)
+    images[1, 0] = images[0, 0]
+
+    @jax.jit
+    def encode(images):
+        return method.encode_keys(network.apply, params, stats, images, jax.random.key(1))
+
+    (k, after), (other, _) = map(encode, images)
+    unmoved = all(map(np.array_equal, jax.tree.leaves(after), jax.tree.leaves(stats)))
+    assert unmoved == (bn == "ema")
+    assert np.array_equal(k[0], other[0]) == (bn == "ema")
+    assert not np.array_equal(k[1], other[1])
 
 
 def test_a_run_that_is_resumed_in_mid_queue_is_bit_equal(tmp_path):
@@ -309,6 +350,51 @@ def test_a_run_tells_the_method_its_size():
     assert method.bn_groups == 1
     stored = config_lib.to_dict(config.for_run(EXAMPLES, 2))
     assert config_lib.from_dict(stored).build_method() == method
+
+
+@pytest.mark.parametrize(
+    ("changes", "remarks"),
+    [
+        ({}, []),
+        ({"bank_momentum": 0.9}, ["bank_momentum=0.9 does nothing with mechanism='queue'"]),
+        ({**MODES["memory bank"], "momentum": 0.5}, ["momentum=0.5 does", "queue_size=37: 61% of"]),
+        ({**MODES["memory bank"], "momentum": 0.999, "queue_size": 10}, []),
+        (
+            {**MODES["end to end"], "momentum": 0.999, "fill": "noise"},
+            ["queue_size=37 does", "fill='noise' does"],
+        ),
+        ({**MODES["version 3"], "queue_size": 65536}, []),
+        ({"examples": 149}, []),
+        ({"examples": 148}, ["queue_size=37: the queue holds keys of 25% of the 148 images"]),
+        (
+            {"examples": 74, "symmetric": True},
+            ["queue_size=37: the queue holds keys of 25% of the 74"],
+        ),
+        ({"examples": 10}, ["queue_size=37: the queue holds keys of 100% of the 10 images"]),
+    ],
+)
+def test_what_does_nothing_and_what_is_too_large_is_remarked(changes, remarks):
+    found = method_remarks(moco(**changes))
+    assert len(found) == len(remarks)
+    for line, start in zip(found, remarks, strict=True):
+        assert line.startswith(f"method.{start}")
+
+
+def test_the_queue_of_supcon_may_be_large():
+    """Older keys of an image are positives there; the settings of a bank do nothing."""
+    views = moco().views
+    method = SupConMoCo(views, examples=10, bn_groups=4, projection=WIDE, bank_momentum=0.1)
+    assert method_remarks(method) == (
+        "method.bank_momentum=0.1 does nothing with mechanism='queue'",
+    )
+
+
+def test_a_bank_draws_the_own_row_as_often_as_is_said():
+    """1 - (1 - 1/M)^K, as in the code of Wu et al.: all rows can be drawn."""
+    bank = Bank.empty(40, 3, jax.random.key(0))
+    drawn = jax.vmap(lambda key: bank.draw(key, 37))(jax.random.split(jax.random.key(1), 2000))
+    own = np.mean([(np.asarray(drawn) == row).any(1).mean() for row in range(40)])
+    np.testing.assert_allclose(own, 1 - (39 / 40) ** 37, atol=0.005)
 
 
 @pytest.mark.parametrize(

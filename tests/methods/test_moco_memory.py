@@ -14,16 +14,12 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("size", "rows"),
-    [(12, 4), (12, 5), (7, 7), (5, 12), (1, 4), (16, 1), (10, 6)],
-)
-def test_the_queue_is_a_deque(size, rows):
-    rng = np.random.default_rng(size * 100 + rows)
+def follow(size, pushes, rng):
+    """A queue of that size against a deque, with so many keys in each push."""
     queue = Queue.empty(size, 3, 2, jax.random.key(0))
     push = jax.jit(Queue.push)
     oracle = collections.deque(maxlen=size)
-    for step in range(2 * size // rows + 3):
+    for step, rows in enumerate(pushes):
         keys = unit(rng.normal(size=(rows, 3))).astype(np.float32)
         labels = rng.integers(-1, 5, (rows, 2))
         queue = push(queue, jnp.asarray(keys), jnp.asarray(labels, jnp.int32))
@@ -37,6 +33,19 @@ def test_the_queue_is_a_deque(size, rows):
         age = [step + 1 - o[2] for o in oracle]
         np.testing.assert_array_equal(np.asarray(queue.age)[held], age)
         assert not np.asarray(queue.keys)[~np.asarray(queue.valid)].any()
+
+
+@pytest.mark.parametrize(("size", "rows"), [(12, 4), (7, 7), (5, 12), (1, 4), (16, 1)])
+def test_the_queue_is_a_deque(size, rows):
+    follow(size, [rows] * (2 * size // rows + 3), np.random.default_rng(size * 100 + rows))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_queue_is_a_deque_for_random_sizes_that_vary(seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(2, 40))
+    sizes = rng.integers(1, 2 * size, 3)
+    follow(size, rng.choice(sizes, 12).tolist(), rng)
 
 
 def test_noise_counts_from_the_start():

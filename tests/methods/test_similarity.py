@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import labelled_run
 import numpy as np
+import optax
 import pytest
 import tiny_network
 from labelled_run import BATCH, config, linear_params, linear_views
 
+from jaxcl import checkpoint, data, evaluators, experiment, models, probe, train
 from jaxcl import config as config_lib
-from jaxcl import data, experiment, models, probe, train
 from jaxcl import mesh as mesh_lib
+from jaxcl.evaluators.similarity import spearman
 from jaxcl.losses import anchors
 from jaxcl.losses import similarity as losses
-from jaxcl.methods import Similarity
-from jaxcl.methods.scorers import SCORERS, ScorerSpec, mahalanobis_matrix
+from jaxcl.losses.scorers import SCORERS, ScorerSpec, mahalanobis_matrix
+from jaxcl.methods import Similarity, similarity
 from jaxcl.models import HeadSpec
 
 LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, -1], [-1, -1]], np.int32)
@@ -562,10 +564,193 @@ def test_blocks_change_nothing(objective, monkeypatch):
     assert labelled_run.distance(found[1], expected[1]) <= 1e-5
 
 
+# What was planted
+
+
+SCALES = np.array([2, 1.5, 1, 0, 0, 0], np.float32)
+"""Of the features that images are similar by; the others are noise of the same size."""
+
+
+def alike(x, y):
+    """1 for two images that agree in what counts, falling to 0."""
+    return jnp.exp(-jnp.sum(jnp.square((x - y) * SCALES), axis=-1) / 12)
+
+
+def told(made, similarity):
+    """What a table says: such a number, or for regression, where any will do, its logarithm."""
+    return jnp.log(similarity) if made.mode == "regression" else similarity
+
+
+def dense(params, batch_stats, images, train, key):
+    """A network of one layer, of images that are six numbers."""
+    z = images.reshape(len(images), 6) @ params["w"]
+    return (z, {"projection": (z,)}), batch_stats
+
+
+def planted_batch(made, key, size=96):
+    """Images [B, 1, 1, 1, 6], and what a table, or a tree, says of them."""
+    x = jax.random.normal(key, (size, 6))
+    batch = {"label": jnp.zeros((size, 0), jnp.int32), "index": jnp.arange(size)}
+    if made.target == "pairs":
+        batch["pair"] = jnp.repeat(told(made, alike(x[::2], x[1::2])), 2)
+    elif made.target == "triples":
+        a, p, n = x[::3], x[1::3], x[2::3]
+        nearer = (alike(a, p) > alike(a, n))[:, None]
+        x = jnp.stack([a, jnp.where(nearer, p, n), jnp.where(nearer, n, p)], 1).reshape(x.shape)
+        batch["triple"] = jnp.ones(size)
+    else:
+        # Two features say what is coarse and a third what is fine; its place within its leaf does not matter.
+        coarse, fine = jnp.arange(size) % 4, jnp.arange(size) // 4 % 3
+        places = jnp.stack([coarse % 2 * 3.0, coarse // 2 * 3.0, fine * 0.7], 1)
+        x = 2 * x.at[:, :3].set(places / 2 + 0.05 * x[:, :3])
+        batch["label"] = jnp.stack([coarse, 3 * coarse + fine], 1)
+    return x.reshape(size, 1, 1, 1, 6), batch
+
+
+def learned(made, steps=400, rate=0.03):
+    """Parameters before and after Adam on batches of new images."""
+    tx = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def start(key):
+        w = 0.4 * jax.random.normal(key, (6, 6))
+        return {"w": w, "method": made.init_params(key)}
+
+    @jax.jit
+    def train(params):
+        def step(carry, key):
+            params, state = carry
+            images, batch = planted_batch(made, key)
+
+            def loss(params):
+                views = labelled_run.Views(images, {})
+                return made.loss(dense, params, {}, {}, batch, views, key).loss
+
+            value, slope = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(slope, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        keys = jax.random.split(jax.random.key(1), steps)
+        return jax.lax.scan(step, (params, tx.init(params)), keys)[0][0]
+
+    params = start(jax.random.key(0))
+    return params, train(params)
+
+
+PLANTED = [
+    ("regression", "mse", "pairs", "mahalanobis"),
+    ("regression", "huber", "tree", "squared_l2"),
+    ("classification", "ordinal", "pairs", "squared_l2"),
+    ("classification", "binary", "pairs", "mahalanobis"),
+    ("classification", "multi_class", "pairs", "squared_l2"),
+    ("classification", "multi_label", "tree", "l2"),
+    ("ranking", "softplus", "triples", "mahalanobis"),
+    ("ranking", "hinge", "triples", "l2"),
+    ("ranking", "list_net", "pairs", "squared_l2"),
+    ("ranking", "ndcg", "tree", "l2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "objective", "target", "scorer"),
+    [
+        row
+        if row[1] in ("mse", "binary", "softplus")
+        else pytest.param(*row, marks=pytest.mark.slow)
+        for row in PLANTED
+    ],
+    ids=[row[1] for row in PLANTED],
+)
+def test_what_was_planted_is_recovered(mode, objective, target, scorer):
+    """A network, a scorer and its calibration, on a table or a tree: new images are scored as they should be, by the scorer."""
+    graded = objective in ("ordinal", "multi_class", "multi_label") and target == "pairs"
+    made = method(
+        mode=mode,
+        objective=objective,
+        target=target,
+        projection=HeadSpec(()),
+        features=6,
+        scorer=ScorerSpec(scorer),
+        edges=(0.2, 0.6) if graded else (),
+        temperature=1.0 if "temperature" in similarity._SETTINGS[objective] else 0.1,
+    )
+    images, batch = planted_batch(made, jax.random.key(7), 240)
+    x = np.asarray(images).reshape(240, 6)
+    rows = np.random.default_rng(0).permuted(np.tile(np.arange(240), (20, 1)), axis=1)
+    rows = rows.reshape(-1, 3)
+
+    def scored(params, by_scorer=True):
+        own = made.scoring(params["method"], "projection") if by_scorer else None
+        h = np.asarray(x @ params["w"], np.float32)
+        features = evaluators.Features(h, np.asarray(batch["label"], np.int32))
+        if target == "tree":
+            return evaluators.tree_similarity(features, scoring=own)
+        truth = np.asarray(alike(x[rows[:, 0]], x[rows[:, 1]]))
+        table = data.PairTable(rows[:, :2], np.asarray(told(made, truth)), 240, "")
+        found = evaluators.table_similarity(features, table, scoring=own)
+        similar = (truth > 0.5).astype(np.float32)
+        two = evaluators.table_similarity(
+            features, data.PairTable(rows[:, :2], similar, 240, ""), scoring=own
+        )
+        other = np.asarray(alike(x[rows[:, 0]], x[rows[:, 2]]))
+        triples = np.where((truth > other)[:, None], rows, rows[:, [0, 2, 1]])
+        order = evaluators.table_similarity(
+            features, data.PairTable(triples, None, 240, ""), scoring=own
+        )
+        return dataclasses.replace(found, auc=two.auc, triplet_accuracy=order.triplet_accuracy)
+
+    def found(result):
+        if mode == "ranking":
+            return result.triplet_accuracy
+        # Of a tree most pairs are equally similar, so that no order of them is a good one.
+        return result.spearman if mode == "regression" and target != "tree" else min(result.auc)
+
+    start, end = learned(made)
+    before, after, cosine = scored(start), scored(end), scored(end, by_scorer=False)
+    bound = 0.9 if mode == "regression" else 0.95
+    assert found(after) > bound
+    assert max(found(before), found(cosine)) < bound
+    if mode == "regression":
+        assert after.predicted["error"] < min(0.25, before.predicted["error"] / 2)
+    if mode == "classification":
+        assert after.predicted["balanced_accuracy"] > 0.8
+
+
+TABLES = {
+    "pairs": {"mode": "regression", "target": "pairs", "scorer.name": "mahalanobis"},
+    "respects": {
+        "mode": "classification",
+        "objective": "binary",
+        "target": "pairs",
+        "respects": ("style", "colour"),
+        "scorer.name": "mlp",
+    },
+    "triples": {"mode": "ranking", "target": "triples", "scorer.name": "bilinear"},
+}
+
+
+def on_a_table(name):
+    """24 images a step, which are pairs, triples and rows of eight devices."""
+    fields = {f"method.{key}": value for key, value in TABLES[name].items()}
+    return config("similarity", batch_size=24, **fields).for_run(240, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pairs", "triples"])
+def test_eight_devices_give_the_same_as_one_on_a_table(name):
+    """Pairs and triples lie across the devices: three images are on each, and a triple of two views is six rows."""
+    learned, _ = labelled_run.same_on_eight_devices(on_a_table(name))
+    assert all(np.any(x) for x in jax.tree.leaves(learned["method"]))
+
+
+@pytest.mark.slow
+def test_a_run_on_a_table_that_is_resumed_is_bit_equal(tmp_path):
+    labelled_run.same_when_resumed(on_a_table("respects"), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("respects", [(), ("same", "near")])
 def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
-    """Digits with a table: trained, scored on a table of other images, continued, and refused with another table."""
+    """Digits with a table: trained, scored on a table of other images, by its scorer too, and refused with another table."""
     monkeypatch.setattr(models, "build", tiny_network.build)
     labelled_run.write_digits(tmp_path, train=60, test=40)
     rng = np.random.default_rng(0)
@@ -592,6 +777,7 @@ def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
             "method.objective": "binary",
             "method.target": "pairs",
             "method.respects": respects,
+            "method.scorer.name": "l1",
             "evaluation.gallery": "train",
             "evaluation.validation": "test",
             "evaluation.test": "test",
@@ -621,8 +807,29 @@ def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
     for level in levels:
         assert probed["similarity/auc", level] == pytest.approx(values["similarity/auc", level])
     if respects:
-        (own,) = probe.probe(dataclasses.replace(options, layer="z:near"))["rows"][:1]
+        (own, *_) = probe.probe(dataclasses.replace(options, layer="z:near"))["rows"]
         assert own["features"] == probe.TRAINED
+    # z is scored by the scorer and the calibration of the checkpoint.
+    options = dataclasses.replace(options, layer=f"z:{respects[-1] if respects else 'projection'}")
+    rows = probe.probe(options)["rows"]
+    found = {(r["method"], r["level"]): r["accuracy"] for r in rows}
+    checkpointed, _ = checkpoint.restore_part(str(tmp_path / "run"), {"params/method": None})
+    own = checkpointed["params/method"]
+    spaces = probe.Spaces.open(str(tmp_path / "run"))
+    z = spaces.features(spaces.batches("test"))[options.layer].h
+    listed = data.load_pairs(made.data, "test", data.load(made.data, "test"))
+    listed = listed.by_respect[respects[-1] if respects else ""]
+    own = own[respects[-1]] if respects else own
+    a, b = z[listed.rows.T]
+    scores = -np.abs(a - b).sum(1)
+    level = levels[-1]
+    assert found["scorer/spearman", level] == pytest.approx(
+        spearman(scores, listed.similarity), abs=1e-5
+    )
+    logits = np.exp(own["calibration"]["slope"]) * scores + own["calibration"]["offset"]
+    told = float(np.mean((np.asarray(logits) > 0) == (listed.similarity > 0.5)))
+    assert found["scorer/accuracy", level] == pytest.approx(told, abs=1e-5)
+    assert ("scorer/spearman", "all") in found or respects
 
     table("train.csv", "train", 50)
     with pytest.raises(train.RunError, match="content_id"):

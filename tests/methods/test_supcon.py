@@ -1,6 +1,8 @@
 """SupCon: the loss that it makes of a network's outputs, its joint probe, and its two stages."""
 
 import hashlib
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_network
 from labelled_run import BATCH, TREE, config, distance, linear_params, linear_views, loss_of
+from PIL import Image
 
 from jaxcl import checkpoint, data, evaluators, losses, models, probe, train
 from jaxcl import config as config_lib
@@ -31,17 +34,39 @@ def embeddings(params, seed=0):
     return (images.reshape(2 * BATCH, -1) @ params["w"] @ params["p"]).reshape(BATCH, 2, -1)
 
 
-def by_loops(z, labels, temperature):
-    """L_out of z[B,V,D] in float64."""
+def by_loops(z, labels, temperature, variant="out", denominator="all", contrast="all"):
+    """SupCon of z[B,V,D] in float64; every image has a label."""
     rows = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    labels, total = np.repeat(labels, z.shape[1]), 0.0
+    labels, anchors = np.repeat(labels, z.shape[1]), range(len(rows))
+    losses_of_anchors = []
+    for i in anchors if contrast == "all" else anchors[:: z.shape[1]]:
+        s = np.exp(rows @ rows[i] / temperature)
+        positives = [j for j in anchors if j != i and labels[j] == labels[i]]
+        negatives = sum(s[j] for j in anchors if labels[j] != labels[i])
+        pushed = {
+            "all": [sum(s[j] for j in positives) + negatives for _ in positives],
+            "one_positive": [s[j] + negatives for j in positives],
+            "only_negatives": [negatives for _ in positives],
+        }[denominator]
+        p = [s[j] / below for j, below in zip(positives, pushed, strict=True)]
+        losses_of_anchors.append(-np.mean(np.log(p)) if variant == "out" else -np.log(np.mean(p)))
+    return np.mean(losses_of_anchors)
+
+
+def overlap_by_loops(z, labels, temperature):
+    """Pairs of rows by the Jaccard index of their images' labels[B,L], all of which are known; "out"."""
+    rows = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    image, total = np.repeat(np.arange(len(z)), z.shape[1]), 0.0
+    sets = [set(enumerate(row)) for row in np.asarray(labels).tolist()]
     for i, row in enumerate(rows):
         others = [j for j in range(len(rows)) if j != i]
         s = rows @ row / temperature
         push = np.log(sum(np.exp(s[j]) for j in others))
-        positives = [j for j in others if labels[j] == labels[i]]
-        total += np.mean([push - s[j] for j in positives])
+        a = sets[image[i]]
+        weights = [len(a & sets[image[j]]) / len(a | sets[image[j]]) for j in others]
+        total += sum(w * (push - s[j]) for w, j in zip(weights, others, strict=True)) / sum(weights)
     return total / len(rows)
 
 
@@ -63,11 +88,15 @@ def test_the_settings_of_the_loss_arrive():
     params = linear_params(0)
     z = embeddings(params)
     modes = {"variant": "in", "denominator": "one_positive", "contrast": "one"}
-    out = loss_of(supcon(temperature=0.2, **modes), params, LABELS)
-    expected = losses.sup_con_modes(z, LABELS[:, 1], 0.2, **modes)
-    np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+    for settings in (modes, {"variant": "in"}, {"denominator": "only_negatives"}):
+        out = loss_of(supcon(temperature=0.2, **settings), params, LABELS)
+        expected = by_loops(z, LABELS[:, 1], 0.2, **settings)
+        np.testing.assert_allclose(out.loss, expected, rtol=2e-6)
+    modes = {"positives_cap": 2, "reduction": "mean_valid"}
+    out = loss_of(supcon(**modes), params, LABELS)
+    np.testing.assert_allclose(out.loss, losses.sup_con_modes(z, LABELS[:, 1], **modes), rtol=1e-6)
     out = loss_of(supcon(overlap=True), params, LABELS)
-    np.testing.assert_allclose(out.loss, losses.sup_con_overlap(z, LABELS), rtol=1e-6)
+    np.testing.assert_allclose(out.loss, overlap_by_loops(z, LABELS, 0.1), rtol=2e-6)
     assert abs(out.loss - by_loops(z, LABELS[:, 1], 0.1)) > 1e-3
 
 
@@ -180,6 +209,9 @@ def test_the_levels_of_the_data_are_learned_from_the_data():
         ({"method.variant": "mean"}, TREE, r"method.variant='mean': expected one of out, in"),
         ({"method.denominator": "none"}, TREE, r"expected one of all, one_positive, only_negatives"),
         ({"method.overlap": True, "method.contrast": "one"}, TREE, r"expected 'all' for both"),
+        ({"method.positives_cap": 3}, TREE, r"positives_cap=3 with 2 views: expected a multiple"),
+        ({"method.overlap": True, "method.positives_cap": 2}, TREE, r"positives have weights"),
+        ({"method.reduction": "sum"}, TREE, r"reduction='sum': expected one of mean, mean_valid"),
         ({"method.base_temperature": -1.0}, TREE, r"base_temperature=-1.0: expected"),
         ({"method.temperature": 0.0}, TREE, r"temperature=0.0: expected a number above 0"),
     ],
@@ -210,6 +242,21 @@ def test_eight_devices_give_the_same_as_one():
     learned, measured = labelled_run.same_on_eight_devices(made)
     assert np.any(learned["method"]["kernel"])
     assert measured["same_class"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, (2, 4)),
+        ({"variant": "in", "denominator": "one_positive", "contrast": "one"}, (2, 8)),
+        ({"denominator": "only_negatives", "base_temperature": 0.07}, (4, 8)),
+        ({"overlap": True, "variant": "in"}, (2, 8)),
+    ],
+)
+def test_every_form_of_the_loss_on_any_number_of_devices(changes, counts):
+    made = config("supcon", **{f"method.{name}": value for name, value in changes.items()})
+    labelled_run.same_on_devices(made.for_labels(TREE), counts)
 
 
 @pytest.fixture
@@ -267,6 +314,49 @@ def test_an_interrupted_run_becomes_the_run_that_was_not(stage_one, tiny, tmp_pa
     train.train(made, str(tmp_path))
     assert any("params/method/kernel" in name for name in leaves(tmp_path))
     assert leaves(tmp_path) == leaves(workdir)
+
+
+def test_several_labels_of_an_image_stay_apart_in_a_run(tiny, tmp_path, monkeypatch):
+    """From a table to the method: two images share what they share in any column, whatever the columns before it say."""
+    rows = [("m", "red", "yes"), ("n", "red", "yes"), ("", "red", "yes"), ("m", "blue", "")] * 2
+    lines = ["path,style,colour,tag"]
+    for i, row in enumerate(rows):
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(",".join((f"{i}.png", *row)))
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    columns = {
+        "data.name": "table",
+        "data.path": str(tmp_path / "images.csv"),
+        "data.label_keys": ("style", "colour", "tag"),
+        "method.level": "colour",
+    }
+    seen, real = [], data.train_batches
+
+    def watched(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            seen.append(batch)
+            yield batch
+
+    monkeypatch.setattr(data, "train_batches", watched)
+
+    def shared_in_a_run(**changes):
+        made = config("supcon", **columns, **changes, steps=1, batch_size=8)
+        train.train(made, str(tmp_path / str(len(seen))))
+        (batch,), seen[:] = seen[:], ()
+        (label, index) = (np.asarray(batch[name]) for name in ("label", "index"))
+        label = label[np.argsort(index)]
+        stored = json.loads((tmp_path / "0" / "config.json").read_text())["method"]["labels"]
+        return ((label[:, None] == label[None]) & (label[:, None] >= 0)).sum(-1), stored
+
+    expected = [[sum(x == y != "" for x, y in zip(a, b, strict=True)) for b in rows] for a in rows]
+    assert expected[0][1] == expected[1][2] == 2
+    found, labels = shared_in_a_run(**{"method.overlap": True})
+    np.testing.assert_array_equal(found, expected)
+    assert labels == {"names": ["style", "colour", "tag"], "classes": [2, 2, 1]}
+    shutil.rmtree(tmp_path / "0")
+    by_path, labels = shared_in_a_run()  # as levels of a tree
+    assert by_path[0, 1] == by_path[1, 2] == 0
+    assert labels["classes"] == [2, 3, 2]
 
 
 def digest(directory):

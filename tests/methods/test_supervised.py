@@ -88,6 +88,13 @@ def test_eight_devices_give_the_same_as_one():
     labelled_run.same_on_eight_devices(made)
 
 
+@pytest.mark.slow
+def test_any_number_of_devices_gives_the_same_as_one():
+    """Of two views."""
+    made = config("supervised", **{"views.views": ({}, {})}).for_labels(TREE)
+    labelled_run.same_on_devices(made, (2, 4, 8))
+
+
 def test_a_run_learns_and_an_interrupted_one_becomes_the_same(tmp_path, monkeypatch):
     """Sixty steps on ten digits; the loss falls well below that of guessing."""
     monkeypatch.setattr(models, "build", tiny_network.build)

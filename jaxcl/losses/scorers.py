@@ -1,11 +1,13 @@
 """How similar two embeddings are: distances that are given, and scorers that are learned.
 
 A score is larger for the more similar, and the same for (x, y) and (y, x). A scorer is a pair of pure functions: `init` makes
-its parameters, which are trained with the method's own, and `of_rows` and `of_pairs` score with them.
+its parameters, which are trained with the method's own, and `of_rows` and `of_pairs` score with them. `Scoring` is
+a scorer with its parameters, and what its scores are taken for.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,6 +123,34 @@ class ScorerSpec:
     @property
     def _distance(self) -> Distance:
         return Distance(self.name, self.p)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scoring:
+    """How pairs of embeddings are scored by what has been trained for it.
+
+    Attributes:
+      scorer: scores them.
+      params: its parameters.
+      predict: scores float[...] -> what they say of the pairs: their similarities float[...], or, if there are `edges`, their
+        grades i32[...]; None where scores are for ordering only.
+      edges: between the grades, as in `losses.similarity.grade`; () for none.
+      respect: in which pairs are similar; "" for the only one.
+    """
+
+    scorer: ScorerSpec
+    params: PyTree
+    predict: Callable[[jax.Array], jax.Array] | None = None
+    edges: tuple[float, ...] = ()
+    respect: str = ""
+
+    def of_rows(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Scores ``[...]`` of ``x[..., D]`` and ``y[..., D]``."""
+        return self.scorer.of_rows(self.params, x, y)
+
+    def of_pairs(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Scores ``[N, M]`` of all pairs of ``x[N, D]`` and ``y[M, D]``."""
+        return self.scorer.of_pairs(self.params, x, y)
 
 
 _SQUARE = Distance("squared_l2")
