@@ -1,9 +1,11 @@
 """Probing a checkpoint: what is restored, on which data, and what is written."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import struct
 import sys
@@ -12,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 import tiny_network
+from etils import epath
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 
 from jaxcl import checkpoint, data, evaluators, mesh, models, optim, probe
@@ -48,13 +52,14 @@ def tiny(monkeypatch):
     monkeypatch.setattr(models, "build", tiny_network.build)
 
 
-def make_config(directory, **changes):
-    c = config_lib.base("simclr", presets.simclr(8, strength=0.5, blur=False))
+def make_config(directory, method="simclr", **changes):
+    c = config_lib.base(method, presets.simclr(8, strength=0.5, blur=False))
     c.name, c.steps, c.batch_size, c.seed = "tiny", 40, 16, 3
     c.data.name, c.data.path = "idx", str(directory)
     c.data.image_size, c.data.channels, c.data.threads = 8, 1, 1
     c.model.width, c.model.stem = 1 / 32, "cifar"
-    c.method.projection.layers = (12, 6)
+    if "projection" in c.method:
+        c.method.projection.layers = (12, 6)
     c.evaluation.gallery, c.evaluation.validation, c.evaluation.test = "train", "test", ""
     c.evaluation.ks, c.evaluation.batch_size = (1, 7), 32
     c.mesh.compile_cache = ""
@@ -66,8 +71,9 @@ def make_state(config, seed):
     method = config.build_method()
     model = models.build(config.model, method.heads)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))["params"]
+    params["method"] = jax.eval_shape(method.init_params, jax.random.key(0))
     schedule = optim.make_schedule(config.optim, 400, 10, 16)
-    tx = optim.make_optimizer(config.optim, {**params, "method": {}}, schedule)
+    tx = optim.make_optimizer(config.optim, params, schedule)
     return jax.jit(make_init(method, model, tx, SHAPE))(jax.random.key(seed))
 
 
@@ -221,6 +227,157 @@ def test_sgd_and_finetuning_with_few_labels_and_the_control(workdir, capsys):
     assert digest(workdir / "checkpoints") == before
 
 
+# What the papers' code does: rate of the batch, where it falls and by what, epochs, smallest crop, deviation of the first weights.
+PAPERS = {
+    "moco": (256, 30.0, (60, 80), 0.1, 100, 0.08, 0.01),
+    "supcon": (512, 5.0, (60, 75, 90), 0.2, 100, 0.2, 0.0),
+    "looc": (256, 30.0, (120, 160), 0.1, 200, 0.08, 0.01),
+    "himulcone": (256, 0.5, (30, 60, 90), 0.2, 100, None, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipes_of_linear_probes_against_a_replay(workdir, monkeypatch, name):
+    """Momentum and the falling rate over all epochs of three steps, in NumPy."""
+    batch, rate, steps, factor, epochs, crop, std = PAPERS[name]
+    seen = []
+
+    def linear_sgd(task, network, variables, recipe):
+        seen.append((task, recipe))
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "linear_sgd", linear_sgd)
+    options = Options(str(workdir), evaluations=("sgd",), recipe=name, baselines=False)
+    record = probe.probe(options)
+    assert record["rows"][0]["settings"]["recipe"] == name
+    (task, recipe), *_ = seen
+    assert (recipe.epochs, recipe.batch_size, recipe.steps) == (epochs, batch, 0)
+    assert recipe.init_std == std
+    if crop is None:
+        assert task.views is None
+    else:
+        assert dict(task.views.ops)["crop"].scale == (crop, 1.0)
+    weights = {"classifier": {"kernel": np.ones(2), "bias": np.zeros(2)}}
+    with jax.enable_x64(True):
+        tx = recipe.optimizer(weights, 3 * epochs, 3, batch)
+        update = jax.jit(lambda g, state, w: tx.update(g, state, w))
+        state, w, v = tx.init(weights), np.ones(2), np.zeros(2)
+        for step in range(3 * epochs):
+            gradient = np.random.default_rng(step).normal(size=2)
+            v = 0.9 * v + gradient
+            w = w - rate * factor ** sum(step // 3 >= s for s in steps) * v
+            slopes = {"classifier": {"kernel": gradient, "bias": gradient}}
+            moves, state = update(slopes, state, weights)
+            weights = jax.tree.map(np.add, weights, moves)
+    np.testing.assert_allclose(weights["classifier"]["kernel"], w, rtol=1e-9)
+
+
+def test_settings_of_a_recipe_can_be_replaced(workdir, monkeypatch):
+    """A tenth of the epochs: the rate falls after a tenth of those of the paper."""
+    seen = []
+
+    def linear_sgd(task, network, variables, recipe):
+        params = {"classifier": {"kernel": np.ones(()), "bias": np.ones(())}}
+        tx = recipe.optimizer(params, 100, 10, recipe.batch_size)
+        state, ones, moves = tx.init(params), jax.tree.map(np.ones_like, params), []
+        for _ in range(100):
+            move, state = tx.update(ones, state, params)
+            moves.append(float(move["classifier"]["bias"]))
+        seen.append((recipe, moves))
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "linear_sgd", linear_sgd)
+    changes = {"epochs": 10.0, "lr": 0.5, "batch_size": 128}
+    options = Options(str(workdir), evaluations=("sgd",), recipe="moco", baselines=False, **changes)
+    probe.probe(options)
+    (recipe, moves), *_ = seen
+    assert (recipe.epochs, recipe.batch_size) == (10, 128)
+    velocity = np.cumsum(0.9 ** np.arange(100))
+    rates = 0.25 * 0.1 ** ((np.arange(100) >= 60) + 1.0 * (np.arange(100) >= 80))
+    np.testing.assert_allclose(moves, -rates * velocity, rtol=1e-5)
+
+
+def test_a_recipe_without_augmentation_learns_from_images_as_they_are_scored(workdir, monkeypatch):
+    """Two steps with all images, against softmax regression in NumPy on the features of a test."""
+    seen, real = [], evaluators.linear_sgd
+
+    def linear_sgd(task, network, variables, recipe):
+        seen.append((task, network, variables, real(task, network, variables, recipe)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(evaluators, "linear_sgd", linear_sgd)
+    changes = {"recipe": "himulcone", "epochs": 2.0, "batch_size": TRAIN, "lr": 0.01}
+    probe.probe(Options(str(workdir), evaluations=("sgd",), baselines=False, **changes))
+    (task, network, variables, trained), *_ = seen
+    h = np.asarray(network.encode(variables, task.train.images / 255), np.float64)
+    y = np.eye(10)[task.train.labels[:, 0]]
+    w, b, v = np.zeros((h.shape[1], 10)), np.zeros(10), 0
+    # Of 100 epochs, 30 and 60 are 0.6 and 1.2 of two: both falls are after the first step.
+    for rate in (0.01, 0.01 * 0.2**2):
+        p = np.exp(h @ w + b)
+        p = (p / p.sum(1, keepdims=True) - y) / TRAIN
+        v = 0.9 * v + np.concatenate([h.T @ p, p.sum(0)[None]])
+        move = rate * TRAIN / 256 * v
+        w, b = w - move[:-1], b - move[-1]
+    np.testing.assert_allclose(trained.params["classifier"]["kernel"], w, rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(trained.params["classifier"]["bias"], b, rtol=2e-3, atol=1e-6)
+
+
+def test_the_key_encoder_is_probed(digits, tiny, tmp_path):
+    """With the parameters and the statistics of its own; a run without one is refused."""
+    config = make_config(digits, "moco", **{"method.bn": "global", "method.queue_size": 20})
+    state, other = make_state(config, 1), make_state(config, 2)
+    stats = jax.tree.map(lambda x: x + 0.5, other.extra["key_stats"])
+    keys = {"key_params": other.extra["key_params"], "key_stats": stats}
+    save(tmp_path / "moco", config, dataclasses.replace(state, extra=state.extra | keys))
+    twin = dataclasses.replace(other, batch_stats=stats)
+    save(tmp_path / "twin", config, twin)
+    settings = {"evaluations": ("knn", "linear"), "baselines": False, "layer": "z"}
+    rows = {
+        (name, encoder): probe.probe(Options(str(tmp_path / name), encoder=encoder, **settings))
+        for name, encoder in (("moco", "key"), ("moco", "trained"), ("twin", "trained"))
+    }
+    assert [record["encoder"] for record in rows.values()] == ["key", "trained", "trained"]
+    key, trained, expected = (record["rows"] for record in rows.values())
+    assert key == expected
+    assert key != trained
+    save(tmp_path / "simclr", simclr := make_config(digits), make_state(simclr, 1))
+    with pytest.raises(ProbeError, match="--encoder=key: 'simclr' has kept no key encoder"):
+        probe.probe(Options(str(tmp_path / "simclr"), encoder="key"))
+
+
+@pytest.mark.parametrize("method", ["supervised", "supcon"])
+def test_the_own_classifier_is_scored(digits, tiny, tmp_path, method):
+    """Its head, or its joint probe, as NumPy scores them."""
+    config = make_config(digits, method)
+    config = config.for_labels(data.load(config.data, "train").tree)
+    state = make_state(config, 1)
+    rng = np.random.default_rng(0)
+    own = {"kernel": rng.normal(size=(16, 10)), "bias": rng.normal(size=10)}
+    own = jax.tree.map(lambda x: x.astype(np.float32), own)
+    params = dict(state.params)
+    if method == "supcon":
+        params["method"] = own
+    save(tmp_path, config, dataclasses.replace(state, params=params))
+    options = Options(str(tmp_path), evaluations=("classifier",), baselines=False)
+    (found,) = probe.probe(options)["rows"]
+    model = models.build(config.model, config.build_method().heads)
+    test = data.load(config.data, "test")
+    images = test.images.astype(np.float32) / 255
+    (h, heads), _ = model.apply(params, state.batch_stats, images, False)
+    logits = heads["classifier"][-1] if method == "supervised" else h @ own["kernel"] + own["bias"]
+    expected = np.mean(np.argmax(logits, 1) == test.labels[:, 0])
+    assert (found["method"], found["level"], found["queries"]) == ("classifier", "label", TEST)
+    np.testing.assert_allclose(found["accuracy"], expected)
+    assert 0 < expected < 1
+
+
+def test_a_method_without_a_classifier_has_none_to_score(workdir):
+    options = Options(str(workdir), evaluations=("classifier",), baselines=False)
+    with pytest.raises(ProbeError, match="'simclr' of this run has trained none; --eval=linear"):
+        probe.probe(options)
+
+
 def test_other_evaluators_of_frozen_features(workdir, digits, capsys, monkeypatch):
     some = {k: evaluators.CORRUPTIONS[k] for k in ("impulse_noise", "contrast")}
     monkeypatch.setattr(sys.modules["jaxcl.evaluators.corruption"], "CORRUPTIONS", some)
@@ -338,6 +495,31 @@ def test_the_spaces_of_a_run_name_the_images_that_they_leave_out(tmp_path, capsy
     batches = list(probe.Spaces(config, {}, {}, 8, 1).batches("train"))
     assert sum(int(batch["mask"].sum()) for batch in batches) == 2
     assert f"skipped, cannot be read: {str(tmp_path / '1.png')!r}" in capsys.readouterr().out
+
+
+def test_images_of_files_are_as_large_as_the_view_needs(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((90, 100), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    changes = {"data.name": "folder", "data.labels": "none", "data.image_size": 40}
+    config = make_config(tmp_path, **changes)
+    source, said = data.load(config.data, "train"), []
+    names = dict.fromkeys(("test", "last"), "train")
+    splits = probe.inputs.Splits(source, source, None, None, None, False, names)
+    networks = probe.Networks(
+        Options(""),
+        config,
+        splits,
+        None,
+        (40, 40, 1),
+        mesh.make_mesh(),
+        {},
+        Console(quiet=True),
+        data.Skipped(said.append),
+    )
+    for batches in (networks.batches(source), probe.Spaces(config, {}, {}, 40, 1).batches("train")):
+        (batch,) = batches
+        assert batch["image"].shape == (32, 46, 46, 1)
+    assert networks.features(None, source).h.shape == (3, 40 * 40)
 
 
 def pair_of(recipe):
@@ -541,6 +723,20 @@ def test_the_linear_probe_that_diverges_is_left_out(workdir, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("other", "fraction"), [("", 0.875), ("folder:there", 1.0)])
+def test_features_of_other_data_are_of_whole_images(digits, other, fraction):
+    """SimCLR, B.8: the shorter side is resized to that of the network's images, and the centre taken."""
+    options, config = Options("w", data=other), make_config(digits)
+    source = data.load(config.data, "test")
+    splits = probe.Splits(source, source, None, None, None, True, {})
+    place = mesh.make_mesh()
+    networks = probe.Descent(options, config, splits, None, (64, 64, 1), place, {}, None, None)
+    assert (networks.view.size, networks.view.fraction) == (64, fraction)
+    task = networks.task(source, 0)
+    assert task.view.fraction == 0.875
+    assert task.test_batches.keywords == {"view": task.view}
+
+
 def test_best_and_numbered_steps(workdir, run):
     config, state, _ = run
     save(workdir, config, state, step=20, place="best")
@@ -602,6 +798,11 @@ def test_splits_of_the_run_and_of_the_command_line(digits):
     named = probe.open_splits(config, Options("w", train="test", validation="train", test="train"))
     assert named.validation is None  # what is scored chooses nothing
     assert (len(named.last), len(named.test)) == (TEST, TRAIN)
+    searched = dataclasses.replace(
+        config, evaluation=dataclasses.replace(evaluation, retrieval_gallery="train")
+    )
+    assert probe.open_splits(searched, Options("w")).gallery is not None
+    assert probe.open_splits(searched, Options("w", test="train")).gallery is None
     nothing = dataclasses.replace(config, evaluation=evaluators.EvalConfig())
     with pytest.raises(ProbeError, match="give --train and --test"):
         probe.open_splits(nothing, Options("w"))
@@ -616,7 +817,11 @@ def test_errors(workdir, tmp_path):
         ({"evaluations": ("factor",), "factors": ("hue",)}, "expected OP.PARAMETER"),
         ({"labels": (0.1, 2.0)}, "--labels"),
         ({"step": "last"}, "--step=last"),
-        ({"recipe": "v3"}, "--recipe=v3"),
+        ({"retrieval_ks": (0,)}, "--retrieval_ks"),
+        ({"recipe": "v3"}, "--recipe=v3: expected one of v1, v2, transfer, moco"),
+        ({"recipe": "moco", "evaluations": ("finetune",)}, "fine-tuning has v1, v2, transfer"),
+        ({"encoder": "query"}, "--encoder=query: expected one of trained, key"),
+        ({"evaluations": ("classifier",), "data": "emoji"}, "knows the classes of its data"),
         ({"epochs": -1.0}, "expected 0 or more"),
     ):
         with pytest.raises(ProbeError, match=text):
@@ -631,6 +836,39 @@ def test_errors(workdir, tmp_path):
     with pytest.raises(ProbeError, match="not a list of probes"):
         probe.probe(Options(str(workdir), evaluations=("knn",), baselines=False))
     assert (workdir / "probe.json").read_text() == "{}"
+    (workdir / "probe.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match="not a list of probes: move it away"):
+        probe.main([f"--workdir={workdir}"])
+
+
+def test_results_that_cannot_be_written_are_printed(workdir, monkeypatch, capsys):
+    """The disk is full after the whole probe."""
+    options = Options(str(workdir), evaluations=("knn",), baselines=False)
+    probe.probe(options)
+    before = (workdir / "probe.json").read_text()
+    real = type(epath.Path(workdir)).write_text
+
+    def full(path, *args, **kwargs):
+        if "probe.json" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(type(epath.Path(workdir)), "write_text", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"^jaxcl.probe: the results could not be .*No space left"):
+        probe.main([f"--workdir={workdir}", "--eval=knn", "--no-baselines"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["method"] for row in record["rows"]] == ["knn"]
+    assert (workdir / "probe.json").read_text() == before
+
+
+def test_a_disk_that_cannot_be_read_is_told_in_a_line(monkeypatch):
+    def gone(options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/images")
+
+    monkeypatch.setattr(probe.run, "probe", gone)
+    with pytest.raises(SystemExit, match=r"^jaxcl.probe: .*Input/output error: '/data/images'$"):
+        probe.main(["--workdir=w"])
 
 
 def test_command_line(workdir, capsys):
@@ -645,6 +883,7 @@ def test_command_line(workdir, capsys):
             "--lr=0.3",
             "--levels=x,y",
             "--batch_size=64",
+            "--retrieval_ks=1,2,4",
         ]
     )
     assert options == Options(
@@ -656,8 +895,15 @@ def test_command_line(workdir, capsys):
         lr=0.3,
         levels=("x", "y"),
         batch_size=64,
+        retrieval_ks=(1, 2, 4),
     )
     assert probe.parse(["--workdir=w"]) == Options("w")
+    # Commas within brackets do not separate factors.
+    factors = ("jitter.hue", "texture.gains[0,1]", "run:rotate.angle")
+    options = probe.parse(["--workdir=w", "--eval=factor", f"--factors={','.join(factors)}"])
+    assert options.factors == factors
+    with pytest.raises(ProbeError, match=r"expected OP\.PARAMETER, as in jitter\.hue"):
+        probe.parse(["--workdir=w", "--eval=factor", "--factors=run:rotate"])
     with pytest.raises(SystemExit):
         probe.parse(["--help"])
     assert "2 % of the labels" in " ".join(capsys.readouterr().out.split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcl.views import as_float
+from jaxcl.views import EvalView, as_float
 
 Encode = Callable[[Any, jax.Array], jax.Array]
 """(variables, images f[N,h,w,C] in [0,1]) -> features f[N,F]."""
@@ -30,6 +31,13 @@ Extractor = Callable[[Any, Batches], "Features"]
 Alter = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 """(images f[b,H,W,C] in [0,1], index i32[b]) -> (images of the same shape, labels i32[b,L] to take
 the place of the batch's, or None). A pure function: an example is altered alike in every batch."""
+
+
+PIXEL_BYTES = 2**30
+"""Of the raw pixels of all the images that are scored, as features; for more, the images are reduced."""
+
+PIXEL_SIDE = 32
+"""Of these reduced images, in pixels: about as many numbers as an encoder gives."""
 
 
 class NothingToScore(ValueError):
@@ -199,9 +207,9 @@ def make_extractor(
         encode: (variables, images f[N,h,w,C] in [0,1]) -> f[N,F]; pure, evaluation mode.
         view: the evaluation preprocessing of a batch f[N,H,W,C] in [0,1] (resize, centre crop),
             run inside the same compiled call. None: the images as they are.
-        sharding: where to put a batch [N, ...], its first axis split over devices (of all
-            processes: each must then be given the same batches, and each gets all the
-            features). None: the default device.
+        sharding: where to put a batch [N, ...], its first axis split over devices. If these are
+            of several processes, each is given its own rows of each batch, the same number, and
+            gets the features of all. None: the default device.
 
     Returns:
         extract(variables, batches) -> Features. Batches may be padded, with "mask" false on the
@@ -211,55 +219,80 @@ def make_extractor(
         floating point.
     """
     replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    devices = 1 if sharding is None else sharding.num_devices
+    devices = 1 if sharding is None else len(sharding.addressable_devices)
 
-    def features(variables: Any, images: jax.Array) -> jax.Array:
-        images = as_float(images)
+    def features(variables: Any, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = as_float(rows["image"])
         h = encode(variables, images if view is None else view(images))
         if h.ndim != 2:
             raise ValueError(f"encode must return [N, F], got shape {h.shape}")
-        return h.astype(jnp.promote_types(h.dtype, jnp.float32))
+        # The other columns go along, so that every process gets those of all rows in one order.
+        others = {name: column for name, column in rows.items() if name != "image"}
+        return {"h": h.astype(jnp.promote_types(h.dtype, jnp.float32)), **others}
 
     compiled = jax.jit(features, out_shardings=replicated)
 
     def extract(variables: Any, batches: Batches) -> Features:
-        computed: list[tuple[jax.Array, np.ndarray]] = []  # at most two batches, on devices
-        h: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        index: list[np.ndarray] = []
+        computed: list[dict[str, jax.Array]] = []  # at most two batches, on devices
+        found: list[dict[str, np.ndarray]] = []
         size = 0
         for batch in batches:
-            images = np.asarray(batch["image"])
-            mask = np.asarray(batch.get("mask", np.ones(len(images), bool)), bool)
+            rows = _columns(batch)
             # One size for all batches: one compilation.
-            size = max(size, -(-len(images) // devices) * devices)
-            padded = np.zeros((size, *images.shape[1:]), images.dtype)
-            padded[: len(images)] = images
-            computed.append((compiled(variables, _place(padded, sharding)), np.flatnonzero(mask)))
-            labels.append(np.asarray(batch["label"], np.int32)[mask])
-            if "index" in batch:
-                index.append(np.asarray(batch["index"], np.int64)[mask])
+            size = max(size, -(-len(rows["image"]) // devices) * devices)
+            computed.append(compiled(variables, _place(rows, size, sharding)))
             if len(computed) > 1:  # one batch is computed while the next one is read
-                h.append(_fetch(*computed.pop(0)))
-        if not sum(map(len, labels)):
+                found.append(_fetch(computed.pop(0)))
+        found += map(_fetch, computed)
+        if not sum(len(part["h"]) for part in found):
             raise ValueError("no examples to take features of: the batches are empty")
-        h.append(_fetch(*computed.pop()))
-        known = len(index) == len(labels)
-        return Features(
-            np.concatenate(h), np.concatenate(labels), np.concatenate(index) if known else None
-        )
+        index = None
+        if all("index" in part for part in found):
+            index = np.concatenate([part["index"] for part in found]).astype(np.int64)
+        h, labels = (np.concatenate([part[key] for part in found]) for key in ("h", "label"))
+        return Features(h, labels, index)
 
     return extract
 
 
-def raw_pixels(batches: Batches, view: Callable[[jax.Array], jax.Array] | None = None) -> Features:
-    """The pixels themselves as features: the floor under every encoder."""
-    return _pixels(view)(None, batches)
+def raw_pixels(
+    batches: Batches,
+    view: Callable[[jax.Array], jax.Array] | None = None,
+    sharding: NamedSharding | None = None,
+) -> Features:
+    """The pixels themselves as features: the floor under every encoder; see `make_extractor`."""
+    return _pixels(view, sharding)(None, batches)
 
 
 @functools.lru_cache(maxsize=4)
-def _pixels(view: Callable[[jax.Array], jax.Array] | None) -> Extractor:
-    return make_extractor(lambda _, images: images.reshape(len(images), -1), view)
+def _pixels(
+    view: Callable[[jax.Array], jax.Array] | None, sharding: NamedSharding | None
+) -> Extractor:
+    return make_extractor(lambda _, images: images.reshape(len(images), -1), view, sharding)
+
+
+def pixel_view(
+    view: EvalView | None, shape: tuple[int, int, int], examples: int, say: Callable[[str], None]
+) -> EvalView | None:
+    """The view of the images whose raw pixels are to be features.
+
+    It is the given one, unless the features of all the images would take more than `PIXEL_BYTES`: they
+    are then those of images reduced to a side of `PIXEL_SIDE` pixels.
+
+    Args:
+        view: that of the encoders, or None for whole images.
+        shape: (h, w, C) of the images after the view.
+        examples: number of images, in all the splits that are compared.
+        say: gets a line where they are reduced.
+    """
+    size = 4 * examples * math.prod(shape)
+    if size <= PIXEL_BYTES or max(shape[:2]) <= PIXEL_SIDE:
+        return view
+    say(
+        f"raw pixels are those of images reduced to {PIXEL_SIDE} pixels a side: of {examples:,} images of "
+        f"{shape[0]} x {shape[1]} they would take {size / 2**30:.1f} GiB"
+    )
+    return EvalView(PIXEL_SIDE, 1.0 if view is None else view.fraction)
 
 
 def altered(batches: Batches, alter: Alter) -> Iterator[dict[str, np.ndarray]]:
@@ -279,11 +312,32 @@ def altered(batches: Batches, alter: Alter) -> Iterator[dict[str, np.ndarray]]:
         yield {**batch, "image": np.asarray(images), "label": label}
 
 
-def _place(images: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(images)
-    return jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+def _columns(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of a batch, what features are made of."""
+    rows = {"image": np.asarray(batch["image"]), "label": np.asarray(batch["label"], np.int32)}
+    rows["mask"] = np.asarray(batch.get("mask", np.ones(len(rows["image"]), bool)), bool)
+    if "index" in batch:
+        rows["index"] = np.asarray(batch["index"], np.int32)
+    return rows
 
 
-def _fetch(h: jax.Array, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(h)[rows]
+def _place(
+    rows: Mapping[str, np.ndarray], size: int, sharding: NamedSharding | None
+) -> dict[str, jax.Array]:
+    """Columns [b, ...], this process's rows, on the devices, filled up to `size` with masked ones."""
+    placed = {}
+    for name, column in rows.items():
+        padded = np.zeros((size, *column.shape[1:]), column.dtype)
+        padded[: len(column)] = column
+        if sharding is None:
+            placed[name] = jnp.asarray(padded)
+        else:
+            placed[name] = jax.make_array_from_process_local_data(sharding, padded)
+    return placed
+
+
+def _fetch(computed: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Columns on the host, without the masked rows."""
+    rows = {name: np.asarray(column) for name, column in computed.items()}
+    mask = rows.pop("mask")
+    return {name: column[mask] for name, column in rows.items()}

@@ -41,7 +41,7 @@ class Task:
       train: labelled images to learn from; those without a label at the level are left out.
       test: images to score.
       level: label level, negative from the finest.
-      views: one view of each training image.
+      views: one view of each training image; None for `view`, without augmentation.
       view: of the test images.
       image_shape: (h, w, C) of a view.
       feed: brings training batches to the devices.
@@ -52,7 +52,7 @@ class Task:
     train: Source
     test: Source
     level: int
-    views: ViewProgram
+    views: ViewProgram | None
     view: EvalView
     image_shape: tuple[int, int, int]
     feed: Feed
@@ -60,7 +60,7 @@ class Task:
     sharding: jax.sharding.NamedSharding | None = None
 
     def __post_init__(self) -> None:
-        if len(self.views.views) != 1:
+        if self.views is not None and len(self.views.views) != 1:
             raise ValueError(
                 f"a classifier learns from one view of each image, got {len(self.views.views)}"
             )
@@ -77,6 +77,7 @@ class Recipe:
         unless they are frozen, those of the network.
       seed: of the order and the views.
       steps: updates, however many images there are; 0 for so many epochs.
+      init_std: standard deviation of the classifier's first weights; 0: zeros, as in SimCLR.
     """
 
     epochs: float
@@ -84,6 +85,7 @@ class Recipe:
     optimizer: MakeOptimizer
     seed: int = 0
     steps: int = 0
+    init_std: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
@@ -163,7 +165,8 @@ def linear_sgd(task: Task, network: LayerModel, variables: PyTree, recipe: Recip
         return _linear(params["classifier"], network.encode(frozen, images)), frozen
 
     trained = _Training(task, recipe, apply).run(
-        lambda classes: {"classifier": _zeros(network, variables, task, classes)}, variables
+        lambda classes: {"classifier": _classifier(network, variables, task, classes, recipe)},
+        variables,
     )
     return dataclasses.replace(trained, variables=variables)
 
@@ -196,7 +199,7 @@ def finetune(task: Task, network: LayerModel, variables: PyTree, recipe: Recipe)
     trained = _Training(task, recipe, apply).run(
         lambda classes: {
             **variables["params"],
-            "classifier": _zeros(network, variables, task, classes),
+            "classifier": _classifier(network, variables, task, classes, recipe),
         },
         variables["batch_stats"],
     )
@@ -292,9 +295,14 @@ class _Training:
             key: jax.Array,
         ) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
             images = batch["image"]
-            keys = jax.random.split(key, len(images))
-            crop = {k.removeprefix("crop/"): v for k, v in batch.items() if k.startswith("crop/")}
-            views = task.views(keys, images, crop or None).images[:, 0]
+            if task.views is None:
+                views = task.view(images)
+            else:
+                keys = jax.random.split(key, len(images))
+                crop = {
+                    k.removeprefix("crop/"): v for k, v in batch.items() if k.startswith("crop/")
+                }
+                views = task.views(keys, images, crop or None).images[:, 0]
 
             def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
                 logits, new = self.apply(params, state, views, True)
@@ -336,12 +344,15 @@ class _Training:
         return score(logits.h.argmax(1), classes.number(logits.labels))
 
 
-def _zeros(
-    network: LayerModel, variables: PyTree, task: Task, classes: int
+def _classifier(
+    network: LayerModel, variables: PyTree, task: Task, classes: int, recipe: Recipe
 ) -> dict[str, jax.Array]:
-    """A classifier that starts at zero, as in SimCLR's linear evaluation."""
-    width = network.width(variables, task.image_shape)
-    return {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+    """A classifier as it starts, with biases of zero."""
+    shape = (network.width(variables, task.image_shape), classes)
+    kernel = jnp.zeros(shape)
+    if recipe.init_std:
+        kernel = recipe.init_std * jax.random.normal(jax.random.key(recipe.seed), shape)
+    return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
 def _linear(params: PyTree, features: jax.Array) -> jax.Array:

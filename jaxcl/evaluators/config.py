@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from jaxcl.evaluators.extra import EXTRA, check_names
-from jaxcl.views import OPS
+from jaxcl.evaluators.retrieval import KS
+from jaxcl.evaluators.rotation import Factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +24,21 @@ class EvalConfig:
       ks: numbers of neighbours to choose from.
       temperature: of the weighted vote exp(s / T) of kNN.
       image_size: side in pixels of the images that the encoder is given; 0 is that of the
-        training's views.
-      batch_size: images at once when features are extracted.
+        training's views. Above 32 it is the central 87.5 % of an image; see `EvalView`.
+      batch_size: images at once when features are extracted, of all processes together; many devices
+        are kept busy by more.
       linear: also a linear probe (L-BFGS) in the table at the end.
-      baselines: also raw pixels and the untrained encoder in the table at the end.
+      baselines: also raw pixels and the untrained encoder in the table at the end. Pixels are those of
+        whole images, or, where these would take more than 1 GiB as features, of images reduced to a side
+        of 32, which is said.
       extra: other evaluators for the table at the end, some of `EXTRA`.
       extra_levels: label levels of retrieval, clustering, hierarchy and few-shot; () for all at which
         test images can be compared, whether or not training has seen their classes.
-      factors: what the evaluator "factor" predicts, "OP.PARAMETER"; see `factor_of`.
+      factors: what the evaluator "factor" predicts, "OP.PARAMETER" ("jitter.hue"), "OP.PARAMETER[0,1]" of an
+        array, "run:OP.PARAMETER" of the run's own op; see `factor_of`.
       retrieval_gallery: split that is searched by retrieval; "" for the test images themselves, each
         without the query.
+      retrieval_ks: the k of recall@k, in retrieval and for tables of pairs.
       unseen: split of classes that training has not seen, for a second set of rows, whose methods
         begin with "unseen/"; "" for none.
       unseen_gallery: split with labelled images of the same classes to learn them from; "" for no
@@ -55,6 +61,7 @@ class EvalConfig:
     extra_levels: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
     retrieval_gallery: str = ""
+    retrieval_ks: tuple[int, ...] = KS
     unseen: str = ""
     unseen_gallery: str = ""
 
@@ -71,6 +78,8 @@ class EvalConfig:
             )
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks={self.ks}: expected numbers of neighbours of 1 or more")
+        if not self.retrieval_ks or min(self.retrieval_ks) < 1:
+            raise ValueError(f"retrieval_ks={self.retrieval_ks}: expected numbers of 1 or more")
         if self.image_size < 0:
             raise ValueError(f"image_size={self.image_size}: expected 0 (as the views) or above")
         if self.temperature <= 0 or self.batch_size < 1:
@@ -94,13 +103,10 @@ class EvalConfig:
 
 
 def check_factors(factors: tuple[str, ...]) -> None:
-    """Checks the form of "OP.PARAMETER", before there are devices.
+    """Checks the form of "[run:]OP.PARAMETER[i,j]", before there are devices.
 
     Raises:
       ValueError: another form, or an unknown op, with the nearest name.
     """
     for factor in factors:
-        op, _, parameter = factor.partition(".")
-        if not parameter:
-            raise ValueError(f"factors={factor!r}: expected OP.PARAMETER, as in jitter.hue")
-        check_names((op,), tuple(OPS), f"factors={factor!r}: op")
+        Factor.parse(factor)

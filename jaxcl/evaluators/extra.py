@@ -6,9 +6,12 @@
                  hierarchy/violations, precision@<k>                   all
     similarity   similarity/spearman, pearson, triplet_accuracy, ndcg  all, and pairs, pairs/RESPECT or triples of a table
                  similarity/auc                                        at each level, and pairs or pairs/RESPECT
+                 similarity/recall@<k>                                 pairs of two values, or triples
+                 scorer/...                                            the same by the method's own scorer, where it has one
+                 scorer/error, accuracy, balanced_accuracy             what it predicts of pairs
     fewshot      fewshot/<n>-shot                                      at each level
     rotation     rotation/accuracy                                     all
-    factor       factor/<op>.<parameter>                               all
+    factor       factor/[run:]<op>.<parameter>[<component>]            all
     corruption   corruption/clean, mean, <corruption>                  at each level
 
 What the data do not allow (few-shot with classes of two images, say) is said and left out.
@@ -29,10 +32,12 @@ from jaxcl.evaluators.corruption import corruption
 from jaxcl.evaluators.fewshot import SHOTS, few_shot
 from jaxcl.evaluators.hierarchy import hierarchy
 from jaxcl.evaluators.linear import chosen_model
-from jaxcl.evaluators.retrieval import retrieval
+from jaxcl.evaluators.retrieval import KS, retrieval
 from jaxcl.evaluators.rotation import Take, factor_of, predict_factor
 from jaxcl.evaluators.similarity import SimilarityResult, table_similarity, tree_similarity
 from jaxcl.evaluators.table import Row
+from jaxcl.losses import Scoring
+from jaxcl.views import ViewProgram
 
 EXTRA = (
     "retrieval",
@@ -86,6 +91,9 @@ class Subject:
       pairs: what a table says of the test images, for "similarity".
       by_depth: the similarity of images that agree at 0, 1, ..., L levels, for "similarity"; () for
         the share of levels.
+      program: the run's views, for its own factors ("run:rotate.angle").
+      scoring: how the run's method scores two of these features, for "similarity"; None for none.
+      retrieval_ks: the k of "retrieval", and of the recall of "similarity".
     """
 
     name: str
@@ -104,6 +112,9 @@ class Subject:
     say: Callable[[str], None] = print
     pairs: PairTable | None = None
     by_depth: Sequence[float] = ()
+    program: ViewProgram | None = None
+    scoring: Scoring | None = None
+    retrieval_ks: Sequence[int] = KS
 
     def rows(self, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
         """Runs the named evaluators.
@@ -151,13 +162,25 @@ Found = Iterator[tuple[str, Any, list[Row]]]
 def _retrieval(subject: Subject) -> Found:
     for name, level in subject.levels_of("retrieval", subject.gallery).items():
         try:
-            found = retrieval(subject.test, level, gallery=subject.gallery)
+            found = retrieval(
+                subject.test,
+                level,
+                subject.retrieval_ks,
+                gallery=subject.gallery,
+                seed=subject.seed,
+            )
+            if found.left_out:
+                subject.say(
+                    f"{subject.name}: retrieval at {name}: k {', '.join(map(str, found.left_out))} left out, there are"
+                    f" {found.gallery} images to find"
+                )
         except NothingToScore as error:
             subject.say(f"{subject.name}: left out: {error}")
             continue
         settings = {
             "metric": found.metric,
             "gallery": found.gallery,
+            "not_drawn": found.not_drawn,
             "without_relevant": found.without_relevant,
         }
         rows = [
@@ -212,44 +235,62 @@ def _similarity(subject: Subject) -> Found:
         subject.say(
             f"{subject.name}: similarity is left out: the test images have no labels, and data.pairs names no table of them"
         )
-    if subject.test.levels:
-        try:
-            found = tree_similarity(subject.test, seed=subject.seed, by_depth=subject.by_depth)
-        except NothingToScore as error:
-            subject.say(f"{subject.name}: similarity is left out: {error}")
-        else:
-            rows = _similarity_rows(subject, found, ALL)
-            for level, auc in zip(subject.levels, found.auc, strict=True):
-                if not subject.wanted or level in subject.wanted:
-                    settings = {"metric": found.metric, "pairs": found.pairs}
-                    rows.append(
-                        subject.row("similarity/auc", level, auc, found.examples, **settings)
-                    )
-            yield ALL, found, rows
-    for respect, table in subject.pairs.by_respect.items() if subject.pairs else ():
-        level = f"{table.kind}s" + (f"/{respect}" if respect else "")
-        try:
-            found = table_similarity(subject.test, table, seed=subject.seed)
-        except NothingToScore as error:
-            subject.say(f"{subject.name}: left out: {error}")
-            continue
-        if found.missing:
-            subject.say(
-                f"{subject.name}: similarity: {found.missing} of the {len(table)} {level} of the table are left"
-                " out: they name images that cannot be read"
-            )
-        rows = _similarity_rows(subject, found, level)
-        settings = {"metric": found.metric, "pairs": found.pairs}
-        rows.append(subject.row("similarity/auc", level, found.auc[0], found.examples, **settings))
-        yield level, found, rows
+    own = subject.scoring
+    for scoring in (None, own) if own else (None,):
+        if subject.test.levels and not (scoring and scoring.respect):
+            try:
+                found = tree_similarity(
+                    subject.test, seed=subject.seed, by_depth=subject.by_depth, scoring=scoring
+                )
+            except NothingToScore as error:
+                subject.say(f"{subject.name}: similarity is left out: {error}")
+            else:
+                auc = {
+                    level: value
+                    for level, value in zip(subject.levels, found.auc, strict=True)
+                    if not subject.wanted or level in subject.wanted
+                }
+                yield ALL, found, _similarity_rows(subject, found, ALL, auc, scoring)
+        for respect, table in subject.pairs.by_respect.items() if subject.pairs else ():
+            if scoring and scoring.respect not in ("", respect):
+                continue
+            level = f"{table.kind}s" + (f"/{respect}" if respect else "")
+            try:
+                found = table_similarity(
+                    subject.test,
+                    table,
+                    seed=subject.seed,
+                    scoring=scoring,
+                    recall_ks=subject.retrieval_ks,
+                )
+            except NothingToScore as error:
+                subject.say(f"{subject.name}: left out: {error}")
+                continue
+            if found.missing and not scoring:
+                subject.say(
+                    f"{subject.name}: similarity: {found.missing} of the {len(table)} {level} of the table are left"
+                    " out: they name images that cannot be read"
+                )
+            auc = {level: found.auc[0]}
+            yield level, found, _similarity_rows(subject, found, level, auc, scoring)
 
 
-def _similarity_rows(subject: Subject, found: SimilarityResult, level: str) -> list[Row]:
-    settings = {"metric": found.metric, "pairs": found.pairs, "lists": found.lists}
-    return [
-        subject.row(method, level, value, found.examples, **settings)
-        for method, value in found.scalars().items()
-    ]
+def _similarity_rows(
+    subject: Subject,
+    found: SimilarityResult,
+    level: str,
+    auc: Mapping[str, float],
+    scoring: Scoring | None,
+) -> list[Row]:
+    """The rows of a result, and of the AUC at each of its levels; of a scorer, what the cosine's do not say already."""
+    prefix = "scorer/" if scoring else "similarity/"
+    settings = {"metric": found.metric, "pairs": found.pairs}
+    values = [(f"{prefix}auc", at, value, settings) for at, value in auc.items()]
+    lists = {**settings, "lists": found.lists}
+    values = [*((m, level, v, lists) for m, v in found.scalars(prefix).items()), *values]
+    if scoring and found.metric == "cosine":
+        values = [row for row in values if row[0].removeprefix(prefix) in found.predicted]
+    return [subject.row(m, at, v, found.examples, **given) for m, at, v, given in values]
 
 
 def _fewshot(subject: Subject) -> Found:
@@ -263,8 +304,13 @@ def _fewshot(subject: Subject) -> Found:
             except NothingToScore as error:
                 subject.say(f"{subject.name}: left out: {error}")
                 continue
-            settings = {
-                "interval": found.interval,
+            if found.interval is None:
+                subject.say(
+                    f"{subject.name}: {shots}-shot {name}: the classes have {shots} examples each, so that there is one draw"
+                    " and no interval; a larger split to learn from has more"
+                )
+            spread = {} if found.interval is None else {"interval": found.interval}
+            settings = spread | {
                 "trials": len(found.trials),
                 "classes": found.classes,
                 "too_small": found.too_small,
@@ -279,15 +325,20 @@ def _fewshot(subject: Subject) -> Found:
 
 def _factors(subject: Subject, texts: Sequence[str]) -> Found:
     for text in texts:
-        task = factor_of(text, subject.image_shape, subject.seed)
-        found = predict_factor(task, subject.take)
-        method = "rotation/accuracy" if text == "rotation" else f"factor/{task.name}"
+        task = factor_of(text, subject.image_shape, subject.seed, subject.program)
+        found = predict_factor(task, subject.take, seed=subject.seed)
+        if found.left_out:
+            subject.say(
+                f"{subject.name}: {text} is learned from a sample, drawn by the seed: {found.left_out:,} images are left out"
+            )
+        method = "rotation/accuracy" if text == "rotation" else f"factor/{text}"
         settings = {
             "chance": found.chance,
             "classes": found.classes,
             "l2": found.l2,
             "converged": found.converged,
             "trained_on": found.trained_on,
+            "left_out": found.left_out,
         }
         yield ALL, found, [subject.row(method, ALL, found.accuracy, found.queries, **settings)]
 

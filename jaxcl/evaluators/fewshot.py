@@ -30,8 +30,8 @@ class FewShotResult:
 
     Attributes:
         accuracy: mean over the trials.
-        interval: half the width of its 95 % interval, by Student's t over the trials; 0 for one.
-        trials: the accuracy of each.
+        interval: half the width of its 95 % interval, by Student's t over the trials; None for one trial.
+        trials: the accuracy of each; one where the pool has nothing else to draw.
         shots: examples of each class that a trial learns from.
         classes: number of classes, all in every trial.
         queries: classified in each trial.
@@ -42,7 +42,7 @@ class FewShotResult:
     """
 
     accuracy: float
-    interval: float
+    interval: float | None
     trials: tuple[float, ...]
     shots: int
     classes: int
@@ -73,7 +73,7 @@ def few_shot(
             that classes of one split can be asked about.
         level: label level, coarse -> fine, negative from the finest.
         shots: examples of each class.
-        trials: independent draws.
+        trials: independent draws; of a pool whose classes all have just `shots` examples there is one only.
         seed: of the draws; trial t of a seed is the same whatever the number of trials.
 
     Raises:
@@ -93,6 +93,8 @@ def few_shot(
             f"{shots}-shot at level {level}: {len(enough)} of {len(every)} classes have {needed} "
             f"examples to draw from (the largest has {sizes.max(initial=0)}); two are needed"
         )
+    if (sizes[enough] == shots).all():
+        trials = 1
     classes = Classes(every.paths[enough])
     number = classes.number(pool.labels)
     asked = pool if queries is None else queries
@@ -134,9 +136,9 @@ def few_shot(
     )
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean, by Student's t; 0 for one value."""
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean, by Student's t; None for one value."""
     n = len(values)
     if n < 2:
-        return 0.0
+        return None
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))

@@ -25,7 +25,8 @@ import numpy as np
 
 from jaxcl.evaluators.base import Classes, Features, NothingToScore
 from jaxcl.evaluators.knn import prepare
-from jaxcl.evaluators.retrieval import rows_at_once, similarities
+from jaxcl.evaluators.retrieval import numbers_of_a_pair, rows_at_once, scored
+from jaxcl.losses import Scoring
 
 KS = (1, 10, 50)
 
@@ -78,6 +79,7 @@ def hierarchy(
     metric: str = "cosine",
     limit: int = QUERIES,
     seed: int = 0,
+    scoring: Scoring | None = None,
 ) -> HierarchyResult:
     """The three figures of labelled examples among themselves.
 
@@ -91,6 +93,7 @@ def hierarchy(
         metric: "cosine", or "centred_cosine" after the mean is subtracted.
         limit: most queries of violations and precision; of more, so many are drawn.
         seed: of that draw.
+        scoring: what violations and precision go by, in the place of the metric.
 
     Raises:
         NothingToScore: all pairs have the same depth.
@@ -118,7 +121,9 @@ def hierarchy(
     if len(asked) > limit:
         asked = np.sort(np.random.default_rng(seed).choice(len(rows), limit, replace=False))
     used = tuple(sorted({int(k) for k in ks if k < len(rows)}))
-    scores = _ranked(x, paths, asked, used)
+    if scoring is not None:
+        x = labelled.h
+    scores = _ranked(x, paths, asked, used, scoring)
     with np.errstate(invalid="ignore"):
         wrong = np.nansum(scores, 0, dtype=np.float64) / (~np.isnan(scores)).sum(0)
     depths = features.levels
@@ -164,25 +169,37 @@ def _distances(x: np.ndarray, paths: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mean, exactly
 
 
-def _ranked(x: np.ndarray, paths: np.ndarray, asked: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+def _ranked(
+    x: np.ndarray,
+    paths: np.ndarray,
+    asked: np.ndarray,
+    ks: tuple[int, ...],
+    scoring: Scoring | None,
+) -> np.ndarray:
     """f32[M, L + 1 + len(ks)]: violations at each depth >= 1, over all depths, and precisions."""
     items = jnp.asarray(x), jnp.asarray(paths)
-    size = rows_at_once(len(x))
+    size = rows_at_once(len(x) * numbers_of_a_pair(scoring, x.shape[1]))
     done = []
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         rows = np.pad(part, (0, size - len(part)), mode="edge")
-        done.append(np.asarray(_score(rows, *items, ks=ks))[: len(part)])
+        found = _score(rows, *items, ks=ks, scoring=scoring)
+        done.append(np.asarray(found)[: len(part)])
     return np.concatenate(done)
 
 
-@functools.partial(jax.jit, static_argnames="ks")
+@functools.partial(jax.jit, static_argnames=("ks", "scoring"))
 def _score(
-    rows: jax.Array, items: jax.Array, paths: jax.Array, *, ks: tuple[int, ...]
+    rows: jax.Array,
+    items: jax.Array,
+    paths: jax.Array,
+    *,
+    ks: tuple[int, ...],
+    scoring: Scoring | None,
 ) -> jax.Array:
     """The numbers of `_ranked` for the items of some rows i32[q]; NaN where there is nothing."""
     levels = paths.shape[1]
-    far = 1 - similarities(items[rows], items, euclidean=False)
+    far = -scored(items[rows], items, scoring)
     own = paths[rows]
     # A number stands for a path: who agrees at a level agrees at all the coarser ones.
     depth = sum(

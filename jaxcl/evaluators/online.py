@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from jaxcl.evaluators.base import (
     Features,
     altered,
     make_extractor,
+    pixel_view,
     raw_pixels,
     shared_levels,
 )
@@ -28,7 +30,7 @@ from jaxcl.evaluators.linear import linear_probe
 from jaxcl.evaluators.rank import effective_rank
 from jaxcl.evaluators.table import Row
 from jaxcl.models import Model
-from jaxcl.views import EvalView
+from jaxcl.views import EvalView, ViewProgram
 
 METRICS = ("cosine", "centred_cosine")
 
@@ -45,10 +47,13 @@ class Online:
       config: splits and settings.
       data_config: the data set.
       model: the network; its heads are not used.
-      mesh: devices over which the images are split.
+      mesh: devices over which the images are split; of several processes, each reads its own rows.
       size: side of the images that the encoder is given; None is that of the data.
       by_depth: how similar images of a common ancestor at each depth are; see `Subject`.
       skipped: names the images that cannot be read; None for a warning about each of the first ones.
+      program: the run's views, for its own factors ("run:rotate.angle").
+      process_index: number of this process.
+      process_count: number of processes.
 
     Attributes:
       config: as given.
@@ -69,20 +74,27 @@ class Online:
         size: int | None = None,
         by_depth: Sequence[float] = (),
         skipped: data.Skipped | None = None,
+        program: ViewProgram | None = None,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> None:
         self.config = config
         self._skipped = skipped or data.Skipped(_log.warning)
         self._data_config = data_config
         self._by_depth = tuple(by_depth)
+        self._program = program
+        self._process = {"process_index": process_index, "process_count": process_count}
         self._sources: dict[str, Source] = {}
         self.image_size = size or data.image_shape(self.source(config.gallery), data_config)[0]
         self._view = EvalView(self.image_size)
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._extract = make_extractor(
             lambda variables, images: model.encode(
                 variables["params"], variables["batch_stats"], images
             ),
             self._view,
-            NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+            self._sharding,
         )
         self._tree = self.source(config.gallery).tree
         for name in config.extra_levels:
@@ -185,6 +197,13 @@ class Online:
             "last": last_split or config.gallery,
             "test": test_split,
         }
+
+        def take(parts: Sequence[str], alter: Alter) -> list[Features]:
+            # Two parts may be one split, which is taken once.
+            names = [splits[part] for part in parts]
+            taken = {name: self.features(variables, name, alter) for name in dict.fromkeys(names)}
+            return [taken[name] for name in names]
+
         last, test = (self.features(variables, splits[part]) for part in ("last", "test"))
         if test_split == config.unseen:
             shared = shared_levels(self._tree.levels, last.labels, test.labels)
@@ -197,14 +216,16 @@ class Online:
             last,
             test,
             self._searched(variables, test_split),
-            lambda parts, alter: [self.features(variables, splits[p], alter) for p in parts],
-            data.image_shape(self.source(test_split), self._data_config),
+            take,
+            self._image_shape(test_split),
             levels,
             config.extra_levels,
             config.factors,
             say=_log.warning,
             pairs=self._pairs(test_split),
             by_depth=self._by_depth,
+            program=self._program,
+            retrieval_ks=config.retrieval_ks,
         )
 
     def _searched(self, variables: Any | None, test_split: str) -> Features | None:
@@ -214,36 +235,60 @@ class Online:
             return None
         return self.features(variables, split)
 
-    def features(self, variables: Any | None, split: str, alter: Alter | None = None) -> Features:
+    def features(
+        self, variables: Any | None, split: str | Source, alter: Alter | None = None
+    ) -> Features:
         """Features of a split: h of a network's {"params", "batch_stats"}, or None's raw pixels.
 
         Args:
           variables: of the network, or None.
-          split: name of the split.
+          split: name of the split, or some of its images.
           alter: a change of its images.
         """
         batches: Batches = self.batches(split)
         if alter is not None:
             batches = altered(batches, alter)
         if variables is None:
-            return raw_pixels(batches)  # at full size: the strongest baseline
+            return raw_pixels(batches, self._pixel_view, self._sharding)
         return self._extract(_backbone(variables["params"], variables["batch_stats"]), batches)
 
-    def batches(self, split: str) -> Iterator[data.Batch]:
-        """The images of a split as they come to the evaluator; skipped ones are named."""
-        source = self.source(split)
-        for batch in data.eval_batches(source, self.config.batch_size, self._data_config):
+    def batches(self, split: str | Source, whole: bool = False) -> Iterator[data.Batch]:
+        """The images of a split as they come to the evaluator; skipped ones are named.
+
+        Args:
+          split: name of the split, or some of its images.
+          whole: whether this process is to have all rows, or its own.
+        """
+        source = self.source(split) if isinstance(split, str) else split
+        process = {} if whole else self._process
+        for batch in data.eval_batches(
+            source, self.config.batch_size, self._data_config, self._view, **process
+        ):
             self._skipped.count(batch, source)
             yield batch
 
+    @functools.cached_property
+    def _pixel_view(self) -> EvalView | None:
+        """Of raw pixels: whole images, which are the strongest baseline, unless they are too many."""
+        examples = sum(len(self.source(split)) for split in self._splits())
+        return pixel_view(None, self._image_shape(self.config.gallery), examples, _log.warning)
+
+    def _image_shape(self, split: str) -> tuple[int, int, int]:
+        """(H, W, C) of the images of a split in batches."""
+        return data.image_shape(self.source(split), self._data_config, self._view)
+
+    def _splits(self) -> set[str]:
+        """The names of all splits of the config."""
+        config = self.config
+        return {
+            *(config.gallery, config.validation, config.test, config.test_gallery),
+            *(config.retrieval_gallery, config.unseen, config.unseen_gallery),
+        } - {""}
+
     def content_ids(self) -> dict[str, str]:
         """What `table_rows` reads: {name of a split: content id, "pairs/NAME": that of its table of pairs}."""
-        config = self.config
-        tested = {config.test, config.unseen} - {""}
-        others = {config.gallery, config.validation, config.test_gallery}
-        others |= {config.retrieval_gallery, config.unseen_gallery}
-        found = {split: self.source(split).content_id for split in tested | others if split}
-        for split in tested:
+        found = {split: self.source(split).content_id for split in self._splits()}
+        for split in {self.config.test, self.config.unseen} - {""}:
             if table := self._pairs(split):
                 found[f"pairs/{split}"] = table.content_id
         return found

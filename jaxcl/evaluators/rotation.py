@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from jaxcl.evaluators.base import Alter, Features
 from jaxcl.evaluators.linear import SHORT_GRID, linear_probe
-from jaxcl.views import OPS, Rotate, View, ViewProgram
+from jaxcl.views import OPS, Crop, Rotate, View, ViewProgram
 
 Take = Callable[[Sequence[str], Alter], list[Features]]
 """(splits, alter) -> features of their altered images; splits are "train", "validation", "last" and
@@ -30,6 +31,11 @@ SPLITS = ("train", "validation", "last", "test")
 
 SAMPLE = 4096
 """Draws from which the classes of a parameter are made."""
+
+MOST = 65_536
+"""Altered images, all copies counted, that a task is learned from: of larger splits a sample is taken."""
+
+_FACTOR = re.compile(r"(run:)?([^.:\[\]]+)\.(\w+)(?:\[(\d+(?:,\d+)*)\])?")
 
 
 class FactorTask(Protocol):
@@ -60,7 +66,8 @@ class FactorResult:
         chance: accuracy of always naming the most frequent class.
         classes: values that are told apart.
         queries: test images scored, each copy counted.
-        trained_on: images of the last fit.
+        trained_on: images of the last fit, each copy counted.
+        left_out: images that could be learned from and were not sampled, each counted once.
         l2: the penalty chosen on the validation images.
         validation: accuracy there.
         converged: whether the last fit met its tolerance.
@@ -71,6 +78,7 @@ class FactorResult:
     classes: int
     queries: int
     trained_on: int
+    left_out: int
     l2: float
     validation: float
     converged: bool
@@ -113,6 +121,8 @@ class Drawn:
         program: a program whose first view is taken; its images have the shape of the given ones.
         op: name of the op in the program.
         parameter: name among what the op draws.
+        component: which number of a parameter that is an array; () for one that is a number, or that
+            has few values as a whole.
         bins: classes of a parameter from a range.
         copies: draws an image.
         seed: of the draws.
@@ -122,6 +132,7 @@ class Drawn:
     program: ViewProgram
     op: str
     parameter: str
+    component: tuple[int, ...] = ()
     bins: int = 4
     copies: int = 4
     seed: int = 0
@@ -135,6 +146,15 @@ class Drawn:
         drawn = jax.eval_shape(self._draw, jax.random.key(0))
         if self.parameter not in drawn:
             raise ValueError(f"op {self.op!r} draws no {_nearest(self.parameter, list(drawn))}")
+        shape = drawn[self.parameter].shape
+        fits = len(self.component) == len(shape) and all(
+            i < size for i, size in zip(self.component, shape, strict=True)
+        )
+        if self.component and not fits:
+            raise ValueError(
+                f"{self.name}: {self.op}.{self.parameter} has the shape {list(shape)}; expected {len(shape)} "
+                "number(s) in brackets, each below the size there"
+            )
         if self.bins < 2 or self.copies < 1:
             raise ValueError(f"bins={self.bins}, copies={self.copies}: expected 2 and 1 or more")
         if self.program.output_shape(self.shape) != self.shape:
@@ -144,18 +164,19 @@ class Drawn:
             )
         if not len(self._sample):
             raise ValueError(f"{self.name}: the op is never applied; give it a probability above 0")
-        if self._values is None and drawn[self.parameter].shape:
+        if self._values is None and not self.component and shape:
             raise ValueError(
-                f"{self.name} has the shape {list(drawn[self.parameter].shape)} and more than "
-                f"{self.most} values: only single numbers can be cut into classes"
+                f"{self.name} has the shape {list(shape)} and more than {self.most} values: only single numbers "
+                f"can be cut into classes; name one, as in {self.name}[{','.join('0' * len(shape))}]"
             )
         if self.classes < 2:
             raise ValueError(f"{self.name} has only one value: there is nothing to predict")
 
     @property
     def name(self) -> str:
-        """ "op.parameter"."""
-        return f"{self.op}.{self.parameter}"
+        """ "op.parameter" or "op.parameter[0,1]"."""
+        place = f"[{','.join(map(str, self.component))}]" if self.component else ""
+        return f"{self.op}.{self.parameter}{place}"
 
     @property
     def most(self) -> int:
@@ -177,7 +198,11 @@ class Drawn:
         """f or i [SAMPLE, ...], drawn independently of the images."""
         keys = jax.random.split(jax.random.key(self.seed), SAMPLE)
         drawn = jax.jit(jax.vmap(self._draw))(keys)
-        return np.asarray(drawn[self.parameter])[np.asarray(self._counts(drawn))]
+        return np.asarray(self._asked(drawn))[np.asarray(self._counts(drawn))]
+
+    def _asked(self, drawn: dict[str, jax.Array]) -> jax.Array:
+        """The parameter, or its component, of draws [N, ...]."""
+        return drawn[self.parameter][(slice(None), *self.component)]
 
     def _counts(self, drawn: dict[str, jax.Array]) -> jax.Array:
         """Which draws are asked about: bool[N]."""
@@ -210,7 +235,7 @@ class Drawn:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, copy), index)
             made = first(keys, images)
             drawn = {name: value[:, 0] for name, value in made.drawn[self.op].items()}
-            value = drawn[self.parameter]
+            value = self._asked(drawn)
             if self._values is None:
                 number = jnp.searchsorted(jnp.asarray(self._edges, value.dtype), value)
             else:
@@ -222,49 +247,121 @@ class Drawn:
         return alter
 
 
-def factor_of(text: str, shape: tuple[int, int, int], seed: int = 0) -> FactorTask:
-    """The task called "rotation", or "OP.PARAMETER" of one op with its default settings.
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """The text "[run:]OP.PARAMETER[i,j]".
 
-    The op is applied to every image, or to every other one if its coin is asked about ("flip.on").
-    Its settings are not those of any run, so that runs with different views are asked the same.
+    Attributes:
+        run: whether the op is one of the run's views, with its settings there.
+        op: its name.
+        parameter: what it draws.
+        component: which number of that.
+    """
+
+    run: bool
+    op: str
+    parameter: str
+    component: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Factor:
+        """Reads the text; which ops a run has is checked by `factor_of`.
+
+        Raises:
+            ValueError: another form; an unknown op, with the nearest name.
+        """
+        found = _FACTOR.fullmatch(text)
+        if not found:
+            raise ValueError(
+                f"factor {text!r}: expected OP.PARAMETER, as in jitter.hue, texture.gains[0,1] for a number of an "
+                "array, or run:rotate.angle for the run's own op"
+            )
+        run, op, parameter, place = found.groups()
+        if not run and op not in OPS:
+            raise ValueError(f"factor {text!r}: there is no op {_nearest(op, list(OPS))}")
+        component = tuple(int(i) for i in place.split(",")) if place else ()
+        return cls(bool(run), op, parameter, component)
+
+
+def factor_of(
+    text: str, shape: tuple[int, int, int], seed: int = 0, program: ViewProgram | None = None
+) -> FactorTask:
+    """The task called "rotation", or "[run:]OP.PARAMETER[i,j]" of one op.
+
+    The op alone is applied: to every image, or by its coin if that is asked about ("flip.on"). It has its default
+    settings (of the coin one half), so that runs with different views are asked the same; with "run:" it is that op
+    of the run's views, by its name there and with its settings (angles, strength, probability).
 
     Args:
-        text: for instance "jitter.hue", "blur.sigma" or "flip.on".
-        shape: (H, W, C) of the images.
+        text: for instance "jitter.hue", "blur.sigma", "flip.on", "texture.gains[0,1]", "run:rotate.angle".
+        shape: (H, W, C) of the images; a crop makes images of that size.
         seed: of the draws.
+        program: the run's views, for "run:".
 
     Raises:
-        ValueError: unknown op or parameter, with the nearest name; a parameter without classes.
+        ValueError: unknown op or parameter, with the nearest name; a parameter without classes; no views.
     """
     if text == "rotation":
         return Rotation()
-    name, _, parameter = text.partition(".")
-    if name not in OPS:
-        raise ValueError(f"factor {text!r}: there is no op {_nearest(name, list(OPS))}")
-    op = OPS[name]()
-    op = dataclasses.replace(op, prob=0.5 if parameter == "on" else 1.0)
-    program = ViewProgram(((name, op),), (View(),))
+    asked = Factor.parse(text)
     try:
-        return Drawn(program, name, parameter, seed=seed, shape=shape)
+        if asked.run:
+            known = dict(program.ops) if program is not None else {}
+            if asked.op not in known:
+                raise ValueError(f"the run's views have no op {_nearest(asked.op, list(known))}")
+            op = known[asked.op]
+            coin = op.prob
+        else:
+            op, coin = OPS[asked.op](), 0.5
+        op = dataclasses.replace(op, prob=coin if asked.parameter == "on" else 1.0)
+        if isinstance(op, Crop):
+            op = dataclasses.replace(op, size=shape[0])
+        return Drawn(
+            ViewProgram(((asked.op, op),), (View(),)),
+            asked.op,
+            asked.parameter,
+            asked.component,
+            seed=seed,
+            shape=shape,
+        )
     except ValueError as error:
         raise ValueError(f"factor {text!r}: {error}") from error
 
 
-def predict_factor(task: FactorTask, take: Take, l2s: Sequence[float] = SHORT_GRID) -> FactorResult:
+def predict_factor(
+    task: FactorTask,
+    take: Take,
+    l2s: Sequence[float] = SHORT_GRID,
+    most: int = MOST,
+    seed: int = 0,
+) -> FactorResult:
     """Predicts the factor of test images, from frozen features, by logistic regression.
 
-    All copies of an image are on the same side of every split.
+    All copies of an image are on the same side of every split, and all or none of them are learned from.
 
     Args:
         task: the factor.
         take: features of altered images.
         l2s: penalties to choose from on "validation"; the last fit is on "last".
+        most: altered images of each split but "test" that are used, all copies counted; of a larger split a sample is
+            kept, so that the memory needed is that of the sample and of one copy. "test" is scored whole.
+        seed: of the sample.
 
     Raises:
         ValueError: as `linear_probe`.
     """
-    copies = [take(SPLITS, task.alter(copy)) for copy in range(task.copies)]
-    train, validation, last, test = map(_together, zip(*copies, strict=True))
+    parts: dict[str, list[Features]] = {split: [] for split in SPLITS}
+    left_out = 0
+    for copy in range(task.copies):
+        for split, features in zip(SPLITS, take(SPLITS, task.alter(copy)), strict=True):
+            kept = features
+            if split != "test" and len(features) > (count := max(1, most // task.copies)):
+                rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
+                kept = features.take(np.sort(rows))
+            if split == "last":
+                left_out = len(features) - len(kept)
+            parts[split].append(kept)
+    train, validation, last, test = (_together(parts.pop(split)) for split in SPLITS)
     result = linear_probe(train, validation, test, 0, l2s, refit=last)
     asked = test.labels[test.labels >= 0]
     return FactorResult(
@@ -273,6 +370,7 @@ def predict_factor(task: FactorTask, take: Take, l2s: Sequence[float] = SHORT_GR
         classes=task.classes,
         queries=result.queries,
         trained_on=result.trained_on,
+        left_out=left_out,
         l2=result.l2,
         validation=result.validation[result.l2],
         converged=result.converged,

@@ -14,6 +14,14 @@ and of lists, an image with others of which it is known how similar they are to 
     ndcg                the sum of the known similarities of the items over log2(1 + rank), divided by
                         the largest that any order has (Jarvelin and Kekalainen 2002), of the whole
                         ranking or, with @k, of its first k
+and of the images of a table, of which it is known that some are similar (triples, or pairs of two values):
+    recall@k            the share of images with a positive of theirs among the k nearest of all images of the
+                        table; of equal scores the positives come last
+The similarity of features is a cosine, or what a method scores them with itself (`Scoring`); of that also what it says of a pair,
+where it says anything:
+    error               the mean distance of the predicted from the known similarity
+    accuracy            the share of pairs whose grade it tells
+    balanced_accuracy   the mean of that share over the grades, most pairs being of the lowest
 """
 
 from __future__ import annotations
@@ -33,12 +41,15 @@ from jaxcl.data import PairTable
 from jaxcl.evaluators.base import Features, NothingToScore
 from jaxcl.evaluators.hierarchy import _path_numbers, hierarchy
 from jaxcl.evaluators.knn import prepare
-from jaxcl.evaluators.retrieval import rows_at_once, similarities
-from jaxcl.losses.similarity import depth_similarities, target_similarity
+from jaxcl.evaluators.retrieval import numbers_of_a_pair, rows_at_once, scored, similarities
+from jaxcl.losses import Scoring
+from jaxcl.losses.similarity import depth_similarities, grade, target_similarity
 
 Floats = npt.NDArray[np.floating]
 
 KS = (10,)
+
+RECALL_KS = (1, 10)
 
 PAIRS = 2_000_000
 """Most pairs that are correlated; of more, so many are drawn."""
@@ -67,6 +78,8 @@ class SimilarityResult:
         unlabelled: images left out, having no label at the coarsest level.
         metric: the similarity of features.
         missing: rows of the table left out, having an image that cannot be read.
+        recall: k -> share of the images with a positive in the table that find one among the k nearest.
+        predicted: "error", or "accuracy" and "balanced_accuracy", of what is predicted of the pairs.
     """
 
     spearman: float
@@ -81,15 +94,19 @@ class SimilarityResult:
     unlabelled: int
     metric: str
     missing: int = 0
+    recall: dict[int, float] = dataclasses.field(default_factory=dict)
+    predicted: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def scalars(self, prefix: str = "similarity/") -> dict[str, float]:
-        """{prefix + "spearman"|"pearson"|"triplet_accuracy"|"ndcg"|"ndcg@<k>": value}, for a log or a table."""
+        """{prefix + "spearman"|"pearson"|"triplet_accuracy"|"ndcg"|"ndcg@<k>"|"recall@<k>"|...: value}, for a log or a table."""
         ndcg = {f"{prefix}ndcg" + (f"@{k}" if k else ""): v for k, v in self.ndcg.items()}
         return {
             f"{prefix}spearman": self.spearman,
             f"{prefix}pearson": self.pearson,
             f"{prefix}triplet_accuracy": self.triplet_accuracy,
             **ndcg,
+            **{f"{prefix}recall@{k}": v for k, v in self.recall.items()},
+            **{f"{prefix}{name}": v for name, v in self.predicted.items()},
         }
 
 
@@ -101,6 +118,7 @@ def tree_similarity(
     queries: int = QUERIES,
     seed: int = 0,
     by_depth: Sequence[float] = (),
+    scoring: Scoring | None = None,
 ) -> SimilarityResult:
     """Scores features against their label tree.
 
@@ -116,6 +134,7 @@ def tree_similarity(
         seed: of what is drawn.
         by_depth: the similarity of pairs that agree at 0, 1, ..., L levels; () for the share of
             levels. The AUC is about levels whatever it is.
+        scoring: what scores two features, in the place of the metric.
 
     Raises:
         NothingToScore: all pairs are equally similar.
@@ -136,8 +155,8 @@ def tree_similarity(
     # levels at which the similarity rises make a difference.
     rises = [b > a for a, b in itertools.pairwise(steps)]
     ordered = Features(features.h[rows], paths[:, rises])
-    order = hierarchy(ordered, ks=(1,), metric=metric, limit=queries, seed=seed)
-    x, _ = prepare(features.h[rows], features.h[:0], metric)
+    order = hierarchy(ordered, ks=(1,), metric=metric, limit=queries, seed=seed, scoring=scoring)
+    x = _prepared(features.h[rows], metric, scoring)
 
     rng = np.random.default_rng(seed)
     known = count * (count - 1) // 2
@@ -145,20 +164,20 @@ def tree_similarity(
     a, b = np.triu_indices(count, 1) if whole else _drawn_pairs(count, limit, rng)
     depth = (paths[a] == paths[b]).sum(1)
     target = np.asarray(steps)[depth]
-    scores = _pair_scores(x, a, b)
+    scores = _pair_scores(x, a, b, scoring=scoring)
     auc = []
     for level in range(paths.shape[1]):
         positive, negative = scores[depth > level], scores[depth <= level]
         if not whole:
             pairs = _pairs_of_a_class(paths[:, level], limit // 4, rng)
-            positive = _pair_scores(x, *pairs)
+            positive = _pair_scores(x, *pairs, scoring=scoring)
         auc.append(area_under_curve(positive, negative))
 
     asked = np.arange(count)
     if count > queries:
         asked = np.sort(rng.choice(count, queries, replace=False))
     used = (0, *sorted({int(k) for k in ks if k < count}))
-    found = _tree_ndcg(x, paths, asked, used, steps)
+    found = _tree_ndcg(x, paths, asked, used, steps, scoring)
     with np.errstate(invalid="ignore"):
         ndcg = np.nansum(found, 0, dtype=np.float64) / (~np.isnan(found)).sum(0)
     return SimilarityResult(
@@ -172,7 +191,8 @@ def tree_similarity(
         lists=len(asked),
         examples=count,
         unlabelled=len(features) - count,
-        metric=metric,
+        metric=_name(metric, scoring),
+        predicted=_predicted(scoring, scores, target),
     )
 
 
@@ -182,6 +202,8 @@ def table_similarity(
     ks: Sequence[int] = KS,
     metric: str = "cosine",
     seed: int = 0,
+    scoring: Scoring | None = None,
+    recall_ks: Sequence[int] = RECALL_KS,
 ) -> SimilarityResult:
     """Scores features against a table of pairs or triples.
 
@@ -195,31 +217,50 @@ def table_similarity(
         ks: depths of NDCG beside the whole list; a shorter list is taken whole.
         metric: "cosine", "centred_cosine" or "euclidean" (minus the squared distance).
         seed: of the items that are drawn of very long lists.
+        scoring: what scores two features, in the place of the metric.
+        recall_ks: depths of recall; those that are not below the number of images are left out.
 
     Raises:
         NothingToScore: no row of the table is of images that have features.
         ValueError: the table is of other images, unknown metric, a number < 1, values that are not finite.
     """
-    if any(k < 1 for k in ks):
-        raise ValueError(f"ks={tuple(ks)}: expected numbers >= 1")
+    for name, given in (("ks", ks), ("recall_ks", recall_ks)):
+        if any(k < 1 for k in given):
+            raise ValueError(f"{name}={tuple(given)}: expected numbers >= 1")
     lowest = 0.0 if table.similarity is None else float(table.similarity.min())
     listed = len(table)
     table = _of_features(table, features)
-    x, _ = prepare(features.h, features.h[:0], metric)
-    first = _pair_scores(x, table.rows[:, 0], table.rows[:, 1], metric == "euclidean")
+    x = _prepared(features.h, metric, scoring)
+    euclidean = metric == "euclidean"
+    first = _pair_scores(x, table.rows[:, 0], table.rows[:, 1], euclidean, scoring)
     nan = float("nan")
     made = functools.partial(
         SimilarityResult,
         examples=len(np.unique(table.rows)),
         unlabelled=0,
         known=len(table),
-        metric=metric,
+        metric=_name(metric, scoring),
         missing=listed - len(table),
     )
+
+    def recall(positive: npt.NDArray[np.bool_]) -> dict[int, float]:
+        return _recall(x, table.rows, positive, recall_ks, euclidean, scoring)
+
     if table.similarity is None:
-        second = _pair_scores(x, table.rows[:, 0], table.rows[:, 2], metric == "euclidean")
+        second = _pair_scores(x, table.rows[:, 0], table.rows[:, 2], euclidean, scoring)
         right = float((first > second).mean())
-        return made(nan, nan, (nan,), right, {}, pairs=0, lists=len(table))
+        likeness = np.repeat([1.0, 0.0], len(table))
+        return made(
+            nan,
+            nan,
+            (nan,),
+            right,
+            {},
+            pairs=0,
+            lists=len(table),
+            recall=recall(np.ones(len(table), bool)),
+            predicted=_predicted(scoring, np.concatenate([first, second]), likeness),
+        )
     truth = table.similarity.astype(np.float64)
     values = np.unique(truth)
     auc = nan
@@ -234,6 +275,8 @@ def table_similarity(
         ndcg={k: float(np.mean(found)) if found else nan for k, found in gains.items()},
         pairs=len(table),
         lists=len(orders),
+        recall=recall(truth == values[1]) if len(values) == 2 else {},
+        predicted=_predicted(scoring, first, truth),
     )
 
 
@@ -346,16 +389,99 @@ def _lists(
     return orders, found
 
 
+def _name(metric: str, scoring: Scoring | None) -> str:
+    return metric if scoring is None else scoring.scorer.name
+
+
+def _prepared(h: Floats, metric: str, scoring: Scoring | None) -> Floats:
+    """Rows f32[N, F] as `_pair_scores` takes them.
+
+    Raises:
+        ValueError: unknown metric, or values that are not finite.
+    """
+    x, _ = prepare(h, h[:0], metric)
+    return x if scoring is None else h.astype(np.float32)
+
+
+def _predicted(scoring: Scoring | None, scores: Floats, target: Floats) -> dict[str, float]:
+    """How good it is what scores [P] say of pairs of known similarity f64[P]; {} if they say nothing."""
+    if scoring is None or scoring.predict is None:
+        return {}
+    found = np.asarray(scoring.predict(jnp.asarray(scores)))
+    if not scoring.edges:
+        return {"error": float(np.abs(found - target).mean())}
+    truth = np.asarray(grade(jnp.asarray(target, jnp.float32), scoring.edges))
+    right = found == truth
+    of_grades = [float(right[truth == g].mean()) for g in np.unique(truth)]
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(of_grades))}
+
+
+def _recall(
+    x: Floats,
+    rows: npt.NDArray[np.integer],
+    positive: npt.NDArray[np.bool_],
+    ks: Sequence[int],
+    euclidean: bool,
+    scoring: Scoring | None,
+) -> dict[int, float]:
+    """recall@k of the images with a positive pair, rows[positive, :2] (of triples, of the anchors), among all that `rows` name."""
+    named, number = np.unique(rows, return_inverse=True)
+    number = number.reshape(rows.shape)[positive, :2]
+    if rows.shape[1] == 2:
+        number = np.concatenate([number, number[:, ::-1]])
+    used = sorted({int(k) for k in ks if k < len(named)})
+    asked, place = np.unique(number[:, 0], return_inverse=True)
+    if not used or not len(asked):
+        return {}
+    items = jnp.asarray(x[named])
+    size = rows_at_once(len(named) * numbers_of_a_pair(scoring, x.shape[1]))
+    before = []
+    for start in range(0, len(asked), size):
+        part = np.pad(asked[start : start + size], (0, max(0, start + size - len(asked))), "edge")
+        similar = np.zeros((size, len(named)), bool)
+        own = (place >= start) & (place < start + size)
+        similar[place[own] - start, number[own, 1]] = True
+        found = _before(part, items, similar, euclidean=euclidean, scoring=scoring)
+        before.append(np.asarray(found)[: len(asked) - start])
+    ranks = np.concatenate(before)
+    return {k: float((ranks < k).mean()) for k in used}
+
+
+@functools.partial(jax.jit, static_argnames=("euclidean", "scoring"))
+def _before(
+    rows: jax.Array,
+    items: jax.Array,
+    similar: jax.Array,
+    *,
+    euclidean: bool,
+    scoring: Scoring | None,
+) -> jax.Array:
+    """How many others are as near as the nearest similar item, or nearer: i32[q] of the items of some rows i32[q]."""
+    if scoring is None:
+        s = similarities(items[rows], items, euclidean)
+    else:
+        s = scored(items[rows], items, scoring)
+    best = jnp.max(jnp.where(similar, s, -jnp.inf), axis=1, keepdims=True)
+    other = ~similar & (jnp.arange(len(items)) != rows[:, None])
+    return jnp.sum(other & (s >= best), axis=1)
+
+
 def _pair_scores(
-    x: Floats, a: npt.NDArray[np.integer], b: npt.NDArray[np.integer], euclidean: bool = False
+    x: Floats,
+    a: npt.NDArray[np.integer],
+    b: npt.NDArray[np.integer],
+    euclidean: bool = False,
+    scoring: Scoring | None = None,
 ) -> Floats:
     """Similarity f32[P] of the rows a[P] and b[P] of x[N, F]."""
-    size = max(1, 2**22 // x.shape[1])
+    size = max(1, 2**22 // (x.shape[1] * numbers_of_a_pair(scoring, x.shape[1])))
     out = np.empty(len(a), np.float32)
     for start in range(0, len(a), size):
         part = slice(start, start + size)
         left, right = x[a[part]], x[b[part]]
-        if euclidean:
+        if scoring is not None:
+            out[part] = np.asarray(scoring.of_rows(jnp.asarray(left), jnp.asarray(right)))
+        elif euclidean:
             out[part] = -np.square(left - right).sum(1)
         else:
             out[part] = np.einsum("nf,nf->n", left, right)
@@ -392,19 +518,21 @@ def _tree_ndcg(
     asked: npt.NDArray[np.integer],
     ks: tuple[int, ...],
     steps: tuple[float, ...],
+    scoring: Scoring | None,
 ) -> Floats:
     """NDCG f32[M, len(ks)] of all other rows for each asked one; NaN where nothing is similar."""
     items = jnp.asarray(x), jnp.asarray(paths)
-    size = rows_at_once(len(x))
+    size = rows_at_once(len(x) * numbers_of_a_pair(scoring, x.shape[1]))
     done = []
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         rows = np.pad(part, (0, size - len(part)), mode="edge")
-        done.append(np.asarray(_score(rows, *items, ks=ks, steps=steps))[: len(part)])
+        found = _score(rows, *items, ks=ks, steps=steps, scoring=scoring)
+        done.append(np.asarray(found)[: len(part)])
     return np.concatenate(done)
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "steps"))
+@functools.partial(jax.jit, static_argnames=("ks", "steps", "scoring"))
 def _score(
     rows: jax.Array,
     items: jax.Array,
@@ -412,9 +540,10 @@ def _score(
     *,
     ks: tuple[int, ...],
     steps: tuple[float, ...],
+    scoring: Scoring | None,
 ) -> jax.Array:
     """The numbers of `_tree_ndcg` for some rows i32[q]."""
-    s = similarities(items[rows], items, euclidean=False)
+    s = scored(items[rows], items, scoring)
     # A number stands for a path: who agrees at a level agrees at all the coarser ones.
     similarity = target_similarity(paths[rows], paths, steps) - steps[0]
     # The query itself comes last, and is similar to nothing.

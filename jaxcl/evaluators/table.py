@@ -19,7 +19,7 @@ from jaxcl.evaluators.linear import LinearResult
 WIDEST = 8
 """Columns of a table whose lines are networks; with more numbers the lines are the numbers."""
 
-LOWER_IS_BETTER = ("hierarchy/distance", "hierarchy/violations")
+LOWER_IS_BETTER = ("hierarchy/distance", "hierarchy/violations", "scorer/error")
 """Ends of the methods whose numbers are distances or faults."""
 
 

@@ -5,7 +5,7 @@ scored beside the untrained encoder and the raw pixels. The data are those of th
 (`--data`), for transfer. `--help` lists the settings.
 """
 
-from jaxcl.probe.descent import FINETUNE, LINEAR_SGD, SCRATCH, Descent
+from jaxcl.probe.descent import FINETUNE, SCRATCH, Descent
 from jaxcl.probe.grid import TRANSFER, TRANSFER_SCRATCH, Choice, Grid, search
 from jaxcl.probe.inputs import (
     Splits,
@@ -17,12 +17,14 @@ from jaxcl.probe.inputs import (
 )
 from jaxcl.probe.networks import PIXELS, TRAINED, UNTRAINED, Networks
 from jaxcl.probe.options import EVALUATIONS, Options, ProbeError, parse
+from jaxcl.probe.recipes import LINEAR, LINEAR_SGD, LinearRecipe
 from jaxcl.probe.run import RESULTS, append, main, probe
 from jaxcl.probe.spaces import Spaces
 
 __all__ = [
     "EVALUATIONS",
     "FINETUNE",
+    "LINEAR",
     "LINEAR_SGD",
     "PIXELS",
     "RESULTS",
@@ -34,6 +36,7 @@ __all__ = [
     "Choice",
     "Descent",
     "Grid",
+    "LinearRecipe",
     "Networks",
     "Options",
     "ProbeError",

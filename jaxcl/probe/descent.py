@@ -1,9 +1,10 @@
-"""What is learned by gradient descent: linear probes with augmentation, and fine-tuning."""
+"""What is learned by gradient descent: linear probes, usually with augmentation, and fine-tuning."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,13 +19,11 @@ from jaxcl.evaluators import LayerModel, Row
 from jaxcl.optim import OptimConfig
 from jaxcl.probe.grid import TRANSFER, TRANSFER_SCRATCH, Choice, Grid, search
 from jaxcl.probe.networks import TRAINED, UNTRAINED, Networks, with_share
-from jaxcl.views import EvalView, ViewsConfig, build_program, presets
+from jaxcl.probe.recipes import LINEAR, LINEAR_SGD, USUAL_CROP, linear_recipe
+from jaxcl.views import EvalView, ViewProgram, ViewsConfig, build_program, presets
 
 PyTree = Any
 
-LINEAR_SGD = OptimConfig(
-    name="sgd", base_lr=0.1, warmup_epochs=0.0, momentum=0.9, nesterov=True, weight_decay=0.0
-)
 FINETUNE = {
     "v1": dataclasses.replace(LINEAR_SGD, base_lr=0.05),
     # The classifier is neither decayed nor layer-adapted: from its zeros a trust ratio would not let it go.
@@ -42,6 +41,8 @@ FINETUNE_EPOCHS = {"v1": 30.0, "v2": 60.0}
 SCRATCH = dataclasses.replace(LINEAR_SGD, weight_decay=1e-4)
 TRANSFER_STEPS = 20_000
 """Updates of the recipe "transfer"; the paper's control from scratch has twice as many."""
+
+BATCH_SIZE = 256
 
 LOWER = "give a lower --lr"
 
@@ -66,15 +67,23 @@ class Descent(Networks):
     left_out: list[str] = dataclasses.field(default_factory=list)
 
     def linear_sgd(self, name: str, variables: PyTree) -> list[Row]:
-        """The linear probe with augmentation, for each level and share of the labels."""
+        """The linear probe by the recipe of the options, for each level and share of the labels."""
         rows = []
-        for level_name, share, task in self.tasks():
-            recipe = self.recipe(self.at_lr(LINEAR_SGD), self.options.epochs or 90.0)
+        paper = linear_recipe(self.options.recipe)
+        epochs = self.options.epochs or paper.epochs
+        for level_name, share, task in self.tasks(paper.smallest_crop):
+            recipe = dataclasses.replace(
+                self.recipe(self.at_lr(paper.over(epochs)), epochs),
+                batch_size=self.options.batch_size or paper.batch_size,
+                init_std=paper.init_std,
+            )
             self.say(name, "linear by SGD", level_name, share, recipe)
             method = with_share("sgd", share)
             with self.unless_it_diverges(name, method, level_name):
                 trained = evaluators.linear_sgd(task, self.network, variables, recipe)
-                rows.append(Row.of(name, level_name, trained.result, method))
+                row = Row.of(name, level_name, trained.result, method)
+                named = {"recipe": self.options.recipe} if self.options.recipe in LINEAR else {}
+                rows.append(dataclasses.replace(row, settings=row.settings | named))
         return rows
 
     def finetune(self, variables: PyTree, key: jax.Array) -> list[Row]:
@@ -191,54 +200,77 @@ class Descent(Networks):
         """The network as it is fine-tuned: on other data its BatchNorm has the momentum for them."""
         if not (self.options.data or self.options.recipe == "transfer"):
             return self.network
-        per_epoch = max(1, len(task.train) // self.options.batch_size)
+        per_epoch = max(1, len(task.train) // self.batch_size)
         momentum = evaluators.transfer_bn_momentum(per_epoch)
         backbone = dataclasses.replace(self.config.model, bn_momentum=momentum)
         return self.network.layer.of(models.build(backbone, self.config.build_method().heads))
 
-    def tasks(self) -> Iterator[tuple[str, float, evaluators.Task]]:
+    def tasks(
+        self, smallest_crop: float = USUAL_CROP
+    ) -> Iterator[tuple[str, float, evaluators.Task]]:
         """(level, share of the labels, task) for each combination that was asked for."""
         for name, level in self.levels.items():
             for share in self.options.labels:
-                yield name, share, self.task(self.part(self.splits.last, level, share), level)
+                train = self.part(self.splits.last, level, share)
+                yield name, share, self.task(train, level, smallest_crop)
 
     def part(self, source: Source, level: int, share: float) -> Source:
         """The share of the images of each class."""
         return source if share == 1 else data.subset(source, self.some(source, level, share))
 
-    def task(self, train: Source, level: int) -> evaluators.Task:
-        """Crops and flips for training, the centre for the test."""
-        size = self.shape[0]
+    def task(self, train: Source, level: int, smallest_crop: float = USUAL_CROP) -> evaluators.Task:
+        """Crops and flips for training, or without a `smallest_crop` what test images get: the centre."""
+        size, views = self.shape[0], None
+        if smallest_crop:
+            views = build_program(
+                ViewsConfig(**presets.crop_flip(size, smallest_crop=smallest_crop))
+            )
         return evaluators.Task(
             train=train,
             test=self.splits.test,
             level=level,
-            views=build_program(ViewsConfig(**presets.crop_flip(size))),
-            view=EvalView(size),
+            views=views,
+            view=self.centre,
             image_shape=self.shape,
-            feed=self.feed,
-            test_batches=self.batches,
+            feed=functools.partial(self.feed, views),
+            test_batches=functools.partial(self.batches, view=self.centre),
             sharding=mesh_lib.batch_sharding(self.mesh),
         )
 
+    @property
+    def centre(self) -> EvalView:
+        """Of the images on which a trained network is tested, on other data too: SimCLR's centre."""
+        return EvalView(self.shape[0])
+
     def feed(
-        self, source: Source, sampler: Sampler, steps: int
+        self, views: ViewProgram | None, source: Source, sampler: Sampler, steps: int
     ) -> Iterator[Mapping[str, jax.Array]]:
-        """Training batches, on the devices."""
+        """Training batches, on the devices; without `views` of whole images, as in a test."""
+        settings = self.config.data
+        if views is None:
+            settings = dataclasses.replace(settings, crop="device")
+            if settings.image_size:
+                side, _, _ = data.image_shape(source, settings, self.centre)
+                settings = dataclasses.replace(settings, image_size=side)
         batches = data.train_batches(
             source,
             sampler,
-            self.config.data,
+            settings,
             0,
             steps,
             process_index=mesh_lib.process_index(),
             process_count=mesh_lib.process_count(),
-            views=build_program(ViewsConfig(**presets.crop_flip(self.shape[0]))),
+            views=views,
             crop_seed=self.options.seed,
         )
         for batch in batches:
             self.skipped.count(batch, source)
             yield mesh_lib.to_global(self.mesh, data.arrays(batch))
+
+    @property
+    def batch_size(self) -> int:
+        """Images at once in fine-tuning."""
+        return self.options.batch_size or BATCH_SIZE
 
     def at_lr(self, settings: OptimConfig) -> OptimConfig:
         """The settings, with the learning rate of the options if they have one."""
@@ -262,8 +294,7 @@ class Descent(Networks):
             schedule = optim.make_schedule(settings, steps, per_epoch, batch)
             return optim.make_optimizer(settings, params, schedule)
 
-        options = self.options
-        return evaluators.Recipe(epochs, options.batch_size, optimizer, options.seed, steps)
+        return evaluators.Recipe(epochs, self.batch_size, optimizer, self.options.seed, steps)
 
     def say(
         self, name: str, what: str, level: str, share: float, recipe: evaluators.Recipe

@@ -16,12 +16,17 @@ from jaxcl import config as config_lib
 from jaxcl.config import Config
 from jaxcl.data import Source
 from jaxcl.evaluators import LayerModel
+from jaxcl.losses import Scoring
+from jaxcl.methods.base import Method, scores_pairs, scoring
 from jaxcl.probe.options import Options, ProbeError
 
 PyTree = Any
 
 HELD_OUT = 0.1
 """Share of each class of the training images on which settings are chosen if no split is named."""
+
+KEY = "extra/key_params"
+"""Where a checkpoint has the parameters of a key encoder."""
 
 KEPT_DATA_SETTINGS = (
     "image_size",
@@ -124,7 +129,8 @@ def open_splits(config: Config, options: Options) -> Splits:
     # What is scored must not choose its own settings.
     validation = "" if validation == test else validation
     last = run.test_gallery if own and not options.train and run.test_gallery else train
-    gallery = options.gallery or (run.retrieval_gallery if own else "")
+    # The run's gallery is that of the run's queries.
+    gallery = options.gallery or (run.retrieval_gallery if own and not options.test else "")
     names = {"train": train, "validation": validation, "last": last, "test": test}
     if not validation:
         names |= held_out_names(last)
@@ -176,8 +182,33 @@ def held_out_names(last: str) -> dict[str, str]:
     return {"train": f"the rest of {last}", "validation": f"{HELD_OUT:.0%} of {last}"}
 
 
+def restore_scoring(
+    directory: epath.Path, step: int | None, method: Method, head: str, sharding: Any
+) -> Scoring | None:
+    """How the run's method scores two z of a head, with its own parameters of a checkpoint; None if it has no way of its own.
+
+    Raises:
+      OtherModelError: names the parameters that the checkpoint lacks, has besides, or has otherwise.
+    """
+    if not scores_pairs(method):
+        return None
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(method.init_params, jax.random.key(0)),
+    )
+    if jax.tree.leaves(wanted):  # a distance alone has none
+        found, _ = checkpoint.restore_part(directory, {"params/method": wanted}, step=step)
+        wanted = found["params/method"]
+    return scoring(method, wanted, head)
+
+
 def restore(
-    directory: epath.Path, step: int | None, network: LayerModel, shapes: PyTree, sharding: Any
+    directory: epath.Path,
+    step: int | None,
+    network: LayerModel,
+    shapes: PyTree,
+    sharding: Any,
+    encoder: str = "trained",
 ) -> tuple[dict[str, PyTree], checkpoint.Manifest]:
     """The parts of a checkpoint that a layer depends on: {"params", "batch_stats"}, verified.
 
@@ -187,12 +218,15 @@ def restore(
       network: ends at the layer.
       shapes: of all the model's variables.
       sharding: of the restored arrays.
+      encoder: "trained", or "key", the key encoder with its own statistics.
 
     Raises:
       OtherModelError: names the arrays that the checkpoint lacks, has besides, or has otherwise.
     """
+    stored = {"trained": ("params", "batch_stats"), "key": (KEY, "extra/key_stats")}[encoder]
+    places = dict(zip(("params", "batch_stats"), stored, strict=True))
     wanted = {
-        f"{kind}/{part}": jax.tree.map(
+        f"{places[kind]}/{part}": jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
         for kind, parts in network.select(shapes).items()
@@ -200,7 +234,9 @@ def restore(
     }
     found, manifest = checkpoint.restore_part(directory, wanted, step=step)
     variables: dict[str, PyTree] = {"params": {}, "batch_stats": {}}
-    for path, tree in found.items():
-        kind, _, part = path.partition("/")
-        variables[kind][part] = tree
+    for kind, place in places.items():
+        inside = f"{place}/"
+        variables[kind] = {
+            p.removeprefix(inside): tree for p, tree in found.items() if p.startswith(inside)
+        }
     return variables, manifest

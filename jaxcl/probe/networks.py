@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxcl.config import Config
 from jaxcl.data import Source
 from jaxcl.evaluators import EXTRA, Alter, Features, LayerModel, Row
 from jaxcl.evaluators.base import Batches, Extractor
+from jaxcl.losses import Scoring
 from jaxcl.methods.base import similarity_by_depth
 from jaxcl.probe.inputs import HELD_OUT, Splits
 from jaxcl.probe.options import Options
@@ -43,6 +44,7 @@ class Networks:
       levels: name -> column of the label levels at which test images are classified.
       console: where progress goes.
       skipped: names the images that cannot be read.
+      scorings: name of a network -> how the run's method scores two of its features.
     """
 
     options: Options
@@ -54,6 +56,7 @@ class Networks:
     levels: dict[str, int]
     console: Console
     skipped: data.Skipped
+    scorings: Mapping[str, Scoring] = dataclasses.field(default_factory=dict)
 
     def on_features(
         self, name: str, variables: PyTree | None, details: dict[str, Any]
@@ -175,7 +178,7 @@ class Networks:
             ]
 
         own = not self.options.data
-        run = self.config.evaluation
+        run, method = self.config.evaluation, self.config.build_method()
         return evaluators.Subject(
             name,
             splits.test.tree.levels,
@@ -185,14 +188,17 @@ class Networks:
             test,
             None if splits.gallery is None else self.features(variables, splits.gallery),
             take,
-            data.image_shape(splits.test, self.config.data),
+            data.image_shape(splits.test, self.config.data, self.view),
             self.levels,
             self.options.levels or (run.extra_levels if own else ()),
             self.options.factors,
             self.options.seed,
             self.console.print,
             data.load_pairs(self.config.data, splits.names["test"], splits.test),
-            similarity_by_depth(self.config.build_method()) if own else (),
+            similarity_by_depth(method) if own else (),
+            method.views,
+            self.scorings.get(name),
+            self.options.retrieval_ks or run.retrieval_ks,
         )
 
     def features(self, variables: PyTree | None, source: Source) -> Features:
@@ -204,20 +210,41 @@ class Networks:
         return self._extract(variables, evaluators.altered(self.batches(source), alter))
 
     def _extract(self, variables: PyTree | None, batches: Batches) -> Features:
+        sharding = mesh_lib.batch_sharding(self.mesh)
         if variables is None:
-            return evaluators.raw_pixels(batches, EvalView(self.shape[0]))
+            return evaluators.raw_pixels(batches, self._pixel_view, sharding)
         return self._extractor(variables, batches)
 
     @functools.cached_property
     def _extractor(self) -> Extractor:
         return evaluators.make_extractor(
-            self.network.encode, EvalView(self.shape[0]), mesh_lib.batch_sharding(self.mesh)
+            self.network.encode, self.view, mesh_lib.batch_sharding(self.mesh)
         )
 
-    def batches(self, source: Source) -> Iterator[data.Batch]:
-        """The images of a source; those that cannot be read are named."""
-        size = self.config.evaluation.batch_size
-        for batch in data.eval_batches(source, size, self.config.data):
+    @property
+    def view(self) -> EvalView:
+        """Of the images whose features are taken: the usual centre, of other data the whole shorter side (SimCLR, B.8)."""
+        return EvalView(self.shape[0], 1.0 if self.options.data else None)
+
+    @functools.cached_property
+    def _pixel_view(self) -> EvalView | None:
+        """Of raw pixels: as the encoder sees them, unless there are too many."""
+        splits = self.splits
+        every = (splits.last, splits.test, splits.train, splits.validation, splits.gallery)
+        examples = sum(len(s) for s in {id(s): s for s in every if s is not None}.values())
+        return evaluators.pixel_view(self.view, self.shape, examples, self.console.print)
+
+    def batches(self, source: Source, view: EvalView | None = None) -> Iterator[data.Batch]:
+        """This process's rows of the images of a source, for a view (`self.view`); those that cannot be read are named."""
+        batches = data.eval_batches(
+            source,
+            self.config.evaluation.batch_size,
+            self.config.data,
+            view or self.view,
+            process_index=mesh_lib.process_index(),
+            process_count=mesh_lib.process_count(),
+        )
+        for batch in batches:
             self.skipped.count(batch, source)
             yield batch
 

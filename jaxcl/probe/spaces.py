@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,15 +42,20 @@ class Spaces:
     channels: int
 
     @classmethod
-    def open(cls, workdir: str, step: str = "newest") -> Spaces:
+    def open(
+        cls, workdir: str, step: str = "newest", more: Sequence[str] = (), trained: bool = True
+    ) -> Spaces:
         """The spaces of h and of each head that reads h, of a checkpoint that is verified.
 
         Args:
           workdir: of the run.
           step: "newest", "best" or the number of a step.
+          more: further layers, such as "heads:hidden"; see `Layer.parse`.
+          trained: False for the network that the run started from.
 
         Raises:
           ProbeError: there is no such workdir.
+          ValueError: there is no such layer.
           CheckpointError: no such checkpoint, or damage.
         """
         directory, number = find_step(workdir, step)
@@ -62,10 +67,18 @@ class Spaces:
         height, width, channels = method.views.output_shape(
             (config.data.image_size, config.data.image_size, config.data.channels)
         )
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), (height, width, channels)))
         sharding = mesh_lib.replicated(mesh_lib.make_mesh())
-        variables, _ = restore(directory, number, whole, shapes, sharding)
-        networks = {str(layer): layer.of(model) for layer in (Layer(), *map(Layer, own))}
+
+        def init() -> PyTree:
+            key = jax.random.split(jax.random.key(config.seed), 4)[0]  # as in training
+            return model.init(key, (height, width, channels))
+
+        if trained:
+            variables, _ = restore(directory, number, whole, jax.eval_shape(init), sharding)
+        else:
+            variables = jax.jit(lambda: whole.select(init()), out_shardings=sharding)()
+        layers = (Layer(), *map(Layer, own), *(Layer.parse(text, own) for text in more))
+        networks = {str(layer): layer.of(model) for layer in layers}
         side = config.evaluation.image_size or height
         return cls(config, networks, variables, side, channels)
 
@@ -81,10 +94,18 @@ class Spaces:
         }
 
     def batches(self, split: str) -> Batches:
-        """The images of one of the run's splits; those that cannot be read are left out and named in print."""
+        """This process's rows of one of the run's splits; images that cannot be read are left out and named in print."""
         source = data.load(self.config.data, split)
         skipped = data.Skipped(print)
-        for batch in data.eval_batches(source, self.config.evaluation.batch_size, self.config.data):
+        batches = data.eval_batches(
+            source,
+            self.config.evaluation.batch_size,
+            self.config.data,
+            EvalView(self.side),
+            process_index=mesh_lib.process_index(),
+            process_count=mesh_lib.process_count(),
+        )
+        for batch in batches:
             skipped.count(batch, source)
             yield batch
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from jaxcl import metrics
-from jaxcl.data import Source, fit
+from jaxcl.data import Source, fit, subset
 from jaxcl.evaluators import Online, Row, higher_is_better
 from jaxcl.report.curves import Curves
 from jaxcl.report.images import Gallery
@@ -38,6 +38,7 @@ def run_report(
     next_steps: Sequence[tuple[str, str]] = (),
     trivial_loss: float | None = None,
     write: bool = True,
+    advice: str = "",
 ) -> None:
     """Writes `report.html` into the workdir: results, views, neighbours, map and curves.
 
@@ -53,27 +54,27 @@ def run_report(
       facts: what else the header should say.
       next_steps: (what it does, command line).
       trivial_loss: the loss of embeddings that tell nothing, if the method knows it.
+      advice: what to do about such embeddings, in the method's own words; "" for the usual ones.
       write: False for all processes but one: features are taken by all of them together.
     """
     split = online.config.test or online.config.validation or online.config.gallery
-    shown = online.source(split)
-    batches = list(online.batches(split))
-    images = np.concatenate([b["image"][b["mask"]] for b in batches])
-    labels = np.concatenate([b["label"][b["mask"]] for b in batches])
-    index = np.concatenate([b["index"][b["mask"]] for b in batches])
-    kept = np.arange(0, len(images), -(-len(images) // LIMIT))
-    features = {
-        label: online.features(variables, split).h[kept] for label, variables in networks.items()
-    }
+    whole = online.source(split)
+    shown = subset(whole, np.arange(0, len(whole), -(-len(whole) // LIMIT)))
+    features = {label: online.features(variables, shown).h for label, variables in networks.items()}
     if not write:
         return
     logged = metrics.read_metrics(root)
+    batches = list(online.batches(shown, whole=True))
+    images, labels, index = (
+        np.concatenate([b[column][b["mask"]] for b in batches])
+        for column in ("image", "label", "index")
+    )
     gallery = Gallery(
-        images[kept],
-        labels[kept],
+        images,
+        labels,
         tuple(shown.tree.levels),
         tuple(tuple(names) for names in shown.tree.names),
-        [shown.name(int(i)) for i in index[kept]],
+        [shown.name(int(i)) for i in index],
     )
     sections: list[Section] = [
         Results(
@@ -90,11 +91,11 @@ def run_report(
         f" split {split!r}" + (", which the training has not seen." if split != "train" else "."),
         facts={
             "training data": source.describe(),
-            "shown": f"{split}: {shown.describe()}",
+            "shown": f"{split}: {whole.describe()}",
             **(facts or {}),
         },
         warnings=metrics.diagnose(
-            [row for row in logged if "loss" in row][-50:], trivial_loss=trivial_loss
+            [row for row in logged if "loss" in row][-50:], trivial_loss=trivial_loss, advice=advice
         ),
         sections=sections,
         next_steps=next_steps,

@@ -15,6 +15,7 @@ from tiny_network import build
 from jaxcl import data, evaluators
 from jaxcl.data import ArraySource, DataConfig, LabelTree
 from jaxcl.evaluators import EvalConfig, Features, Online, Subject
+from jaxcl.views import Flip, View, ViewProgram
 
 corruption = sys.modules["jaxcl.evaluators.corruption"]
 
@@ -102,6 +103,32 @@ def test_rows_hold_the_numbers_of_the_evaluators(monkeypatch):
     assert "NaN" not in text
 
 
+def test_the_runs_own_op_is_a_factor_and_a_sample_is_said(monkeypatch):
+    few = functools.partial(evaluators.predict_factor, most=160)
+    monkeypatch.setattr(sys.modules["jaxcl.evaluators.extra"], "predict_factor", few)
+    splits = {"train": "train", "validation": "val", "last": "train", "test": "test"}
+
+    def take(parts, alter):
+        sources = [source(splits[part]) for part in parts]
+        every = [
+            {"image": part.images, "label": part.labels, "index": np.arange(len(part))}
+            for part in sources
+        ]
+        return [evaluators.raw_pixels(evaluators.altered([batch], alter)) for batch in every]
+
+    own = ViewProgram((("mirror", Flip(prob=0.4)),), (View(),))
+    made, said = subject(take=take, factors=("run:mirror.on",), program=own)
+    (row,), _ = made.rows(("factor",))
+    left_out = len(source("train")) - 40
+    assert row.method == "factor/run:mirror.on"
+    assert (row.settings["trained_on"], row.settings["left_out"]) == (160, left_out)
+    assert row.settings["chance"] == pytest.approx(0.6, abs=0.1)
+    assert row.queries == 4 * len(source("test"))
+    assert said == [
+        f"pixels: run:mirror.on is learned from a sample, drawn by the seed: {left_out} images are left out"
+    ]
+
+
 def test_classes_that_were_not_learned_are_drawn_from_the_test_images():
     made, said = subject(test=features("unseen"), wanted=("digit",))
     rows, _ = made.rows(("fewshot", "retrieval"))
@@ -111,8 +138,8 @@ def test_classes_that_were_not_learned_are_drawn_from_the_test_images():
     assert five.accuracy == evaluators.few_shot(made.test, None, 1, 5).accuracy
     # Ten images of each digit are too few to draw ten and ask about another one.
     assert [r.method for r in rows if "shot" in r.method] == ["fewshot/5-shot"]
-    assert len(said) == 1
-    assert "10-shot" in said[0]
+    (few,) = (line for line in said if "shot" in line)
+    assert "10-shot" in few
 
 
 def test_retrieval_may_search_a_gallery():
@@ -123,6 +150,16 @@ def test_retrieval_may_search_a_gallery():
     values = {(r.method, r.level): r for r in rows}
     assert values["retrieval/recall@1", "digit"].accuracy == found.recall[1]
     assert values["retrieval/recall@1", "digit"].settings["gallery"] == len(gallery)
+
+
+def test_the_depths_of_recall_are_chosen():
+    made, said = subject(retrieval_ks=(2, 4000))
+    rows, _ = made.rows(("retrieval",))
+    of_digits = {r.method: r.accuracy for r in rows if r.level == "digit"}
+    found = evaluators.retrieval(made.test, 1, (2,))
+    assert of_digits["retrieval/recall@2"] == found.recall[2]
+    assert sum("recall" in name for name in of_digits) == 1
+    assert "k 4000 left out" in said[0]
 
 
 def test_nothing_to_compare_is_said():
@@ -144,6 +181,7 @@ def test_nothing_to_compare_is_said():
         ({"factors": ("jitter.hue",)}, "name factors"),
         ({"extra": ("factor",), "factors": ("hue",)}, r"expected OP\.PARAMETER"),
         ({"extra": ("factor",), "factors": ("jiter.hue",)}, "did you mean 'jitter'?"),
+        ({"retrieval_ks": (1, 0)}, r"retrieval_ks=\(1, 0\): expected numbers of 1 or more"),
         ({"unseen": "unseen"}, "name test"),
         ({"unseen_gallery": "unseen"}, "name unseen"),
     ],

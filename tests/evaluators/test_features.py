@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcl.evaluators import Features, make_extractor, raw_pixels
+from jaxcl.evaluators import Features, make_extractor, pixel_view, raw_pixels
 from jaxcl.evaluators.base import Classes
+from jaxcl.views import EvalView
 
 
 def images(n):
@@ -97,6 +98,27 @@ def test_view_sees_floats_in_the_unit_range():
 
     got = raw_pixels(batches(x, labels, 3, padded=False), view)
     np.testing.assert_allclose(got.h, x[:, :2, :2].reshape(3, -1) / np.float32(255), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_raw_pixels_of_too_many_large_images_are_those_of_reduced_ones(sharded):
+    said = []
+    # 7 * 1024 floats of 4 bytes are 28 KiB, and 37,449 images of that are the first that exceed 1 GiB.
+    for view in (None, EvalView(56)):
+        shape = (64, 112, 1)
+        assert pixel_view(view, shape, 37_449, said.append) is view
+        assert not said
+        found = pixel_view(view, shape, 37_450, said.append)
+        assert (found.size, found.fraction) == (32, 0.875 if view else 1.0)
+        assert "reduced to 32 pixels a side: of 37,450 images of 64 x 112" in said.pop()
+        assert pixel_view(view, (32, 32, 3), 10**9, said.append) is view
+        assert not said
+    x = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data")) if sharded else None
+    got = raw_pixels([{"image": x, "label": np.zeros((9, 1), np.int32)}], found, sharding)
+    assert got.h.shape == (9, 32 * 32 * 3)
+    np.testing.assert_allclose(got.h, np.asarray(found(x)).reshape(9, -1), atol=1e-6)
 
 
 def test_classes_are_paths():

@@ -98,5 +98,21 @@ def test_small_classes_and_strangers_are_left_out_by_count():
 
 
 def test_interval_of_one_value():
-    assert interval([0.4]) == 0
+    assert interval([0.4]) is None
     assert interval([0.4, 0.4]) == 0
+
+
+def test_a_pool_with_one_possible_draw_has_one_trial_and_no_interval(monkeypatch):
+    """Ten of each class, ten asked for: trials would all be the same set, and an interval of 0 a lie."""
+    noted = draws(monkeypatch)
+    pool, queries = clouds(30, 0), clouds(60, 1)
+    only = few_shot(pool, queries, shots=10, trials=5)
+    assert (len(only.trials), only.interval, len(noted)) == (1, None, 1)
+    assert sorted(noted[0]) == list(range(30))
+    several = few_shot(pool, queries, shots=9, trials=5)
+    assert len(several.trials) == 5
+    assert several.interval > 0
+    # One class with something to choose from is enough; and of queries of its own pool one more is always there.
+    more = pool.join(clouds(3, 7).take(np.array([0])))
+    assert len(few_shot(more, queries, shots=10, trials=5).trials) == 5
+    assert len(few_shot(pool, shots=9, trials=5).trials) == 5

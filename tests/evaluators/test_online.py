@@ -110,6 +110,37 @@ def test_table_chooses_on_validation_and_scores_the_test_split():
     assert rows[1].settings["trained_on"] == 150
 
 
+def test_images_of_files_are_as_large_as_the_view_needs_and_pixels_as_many_as_there_is_room(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(data, "load", LOAD)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (90, 100), np.uint8)).save(tmp_path / f"{i}.png")
+    settings = DataConfig(
+        name="folder", path=str(tmp_path), labels="none", image_size=40, channels=1, threads=1
+    )
+    config = EvalConfig(gallery="train", validation="train", batch_size=4, ks=(1,))
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def made():
+        return Online(config, settings, build(), mesh)
+
+    (first, _) = made().batches("train")
+    assert first["image"].shape == (4, 46, 46, 1)  # 87.5 % of it are 40
+    assert made().features(None, "train").h.shape == (6, 46 * 46)
+    assert not caplog.text
+    monkeypatch.setattr("jaxcl.evaluators.base.PIXEL_BYTES", 4 * 6 * 46 * 46 - 1)
+    reduced = made()
+    for _ in range(2):
+        assert reduced.features(None, "train").h.shape == (6, 32 * 32)
+    assert caplog.text.count("reduced to 32 pixels a side: of 6 images of 46 x 46") == 1
+    some = data.subset(reduced.source("train"), np.array([4, 1]))
+    np.testing.assert_array_equal(
+        reduced.features(None, some).h, reduced.features(None, "train").h[[4, 1]]
+    )
+
+
 def test_data_without_labels_have_features_and_no_scores():
     made, trees = online(EvalConfig(gallery="bare train", validation="bare val")), variables()
     assert made.levels == {}

@@ -143,15 +143,44 @@ def test_figures_of_a_ranking_by_hand():
     }  # fmt: skip
 
 
-def test_memory_does_not_grow_with_the_product(monkeypatch):
-    """A million items of 128 numbers: what the compiled program needs, without running it."""
+def test_of_more_queries_than_the_limit_some_are_drawn(monkeypatch):
+    found, ks = features(70, 1), (1, 10)
+    whole = retrieval(found, 0, ks)
+    assert whole.not_drawn == 0
+    part = retrieval(found, 0, ks, limit=20, seed=3)
+    assert (part.queries, part.not_drawn) == (20, whole.queries - 20)
+    assert part.without_relevant == whole.without_relevant
+    assert part == retrieval(found, 0, ks, limit=20, seed=3)
+    maps = [retrieval(found, 0, ks, limit=20, seed=seed).map_at_r for seed in range(30)]
+    assert len(set(maps)) > 20
+    assert np.mean(maps) == pytest.approx(whole.map_at_r, abs=4 * np.std(maps) / 30**0.5)
+    # The same with a gallery: each query keeps its own row and class.
+    each = [
+        retrieval(found, 0, ks, gallery=found, own=np.arange(70), limit=1, seed=s) for s in range(8)
+    ]
+    alone = [retrieval(found, 0, ks, limit=1, seed=s) for s in range(8)]
+    assert [r.map_at_r for r in each] == [r.map_at_r for r in alone]
+    # By itself the limit is one of work: places in rankings, as many as the largest class has items.
+    sizes = np.bincount(found.labels[found.labels[:, 0] >= 0, 0])
+    monkeypatch.setattr(module, "RANKED", 30 * (sizes.max() - 1))
+    assert retrieval(found, 0, (1,)).queries == 30
+    with pytest.raises(ValueError, match="limit=0: expected 1 or more"):
+        retrieval(found, limit=0)
+
+
+@pytest.mark.parametrize("deepest", [50, 2**16])
+def test_memory_does_not_grow_with_the_product(deepest):
+    """A million items of 128 numbers: what the compiled program needs, without running it, for small and large classes."""
 
     def needed(items):
         q = module.rows_at_once(items)
         shapes = [((q, 128), np.float32), ((q,), np.int32), ((q,), np.int32), ((q,), np.int32)]
         shapes += [((items, 128), np.float32), ((items,), np.int32)]
         made = module._score.lower(
-            *(jax.ShapeDtypeStruct(*s) for s in shapes), ks=(1, 50), deepest=50, euclidean=False
+            *(jax.ShapeDtypeStruct(*s) for s in shapes),
+            ks=(1, 50),
+            deepest=deepest,
+            euclidean=False,
         )
         memory = made.compile().memory_analysis()
         return memory.temp_size_in_bytes, memory.argument_size_in_bytes

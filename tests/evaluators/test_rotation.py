@@ -1,13 +1,24 @@
 """Factor tasks: what is done to the images, what they are labelled, and what is learned."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.evaluators import Drawn, Rotation, altered, factor_of, predict_factor, raw_pixels
+from jaxcl.evaluators import (
+    Drawn,
+    Features,
+    Rotation,
+    altered,
+    check_factors,
+    factor_of,
+    predict_factor,
+    raw_pixels,
+    rotation,
+)
 from jaxcl.views import Jitter, Rotate, View, ViewProgram
 
 SHAPE = (8, 8, 3)
@@ -152,14 +163,115 @@ def test_brightness_is_predicted_from_pixels_each_copy_having_its_own():
     [
         ("jiter.hue", "no op 'jiter'; did you mean 'jitter'"),
         ("jitter.huue", "draws no 'huue'; did you mean 'hue'"),
-        ("jitter", "draws no ''"),
-        ("crop.box", "of their own shape"),
-        ("cutout.box", "only single numbers"),
+        ("jitter", "expected OP.PARAMETER, as in jitter.hue"),
+        ("jitter.", "expected OP.PARAMETER"),
+        ("texture.gains[0,]", "expected OP.PARAMETER"),
+        ("crop.box", "only single numbers .* as in crop.box\\[0\\]"),
+        ("texture.gains", "only single numbers .* as in texture.gains\\[0,0\\]"),
+        ("texture.gains[1]", "has the shape \\[3, 3\\]; expected 2 number"),
+        ("texture.gains[0,3]", "has the shape \\[3, 3\\]; expected 2 number"),
+        ("jitter.hue[0]", "has the shape \\[\\]; expected 0 number"),
+        ("run:rotat.angle", "the run's views have no op 'rotat'; did you mean 'rotate'"),
     ],
 )
 def test_factors_are_checked(text, message):
+    program = ViewProgram((("rotate", Rotate()),), (View(),))
     with pytest.raises(ValueError, match=message):
-        factor_of(text, SHAPE)
+        factor_of(text, SHAPE, program=program)
+    if text.startswith("run:"):
+        with pytest.raises(ValueError, match="the run's views have no op 'rotat'; known: "):
+            factor_of(text, SHAPE)
+    elif "expected OP" in message:
+        with pytest.raises(ValueError, match=message):
+            check_factors((text,))
+
+
+def test_a_component_of_an_array_is_cut_into_classes():
+    """The gain of one band, and a side of a crop's box: what was drawn for it, and nothing else, is the class."""
+    for text, op, field, place in (
+        ("texture.gains[1,2]", "texture", "gains", (1, 2)),
+        ("crop.box[3]", "crop", "box", (3,)),
+    ):
+        task = factor_of(text, (40, 40, 3), seed=3)
+        assert (task.name, task.classes) == (text, 4)
+        pixels = np.random.default_rng(0).integers(0, 256, (300, 40, 40, 3), np.uint8)
+        label = np.concatenate(
+            [b["label"][b["mask"]][:, 0] for b in altered(batches(pixels), task.alter(1))]
+        )
+        drawn = drawn_by_hand(task, np.arange(300), 1)[field][(slice(None), *place)]
+        for low, high in itertools.pairwise(range(4)):
+            assert drawn[label == low].max() <= drawn[label == high].min(), text
+        assert np.bincount(label, minlength=4).min() > 40
+        assert dict(task.program.ops)[op].prob == 1
+
+
+def test_the_runs_own_op_is_asked_with_its_settings():
+    own = ViewProgram(
+        (("turn", Rotate(angles=(90.0, 270.0), prob=0.3)), ("jitter", Jitter(hue=0.01))),
+        (View(), View(share={"turn": 0})),
+    )
+    task = factor_of("run:turn.angle", SHAPE, program=own)
+    assert (task.classes, dict(task.program.ops)["turn"].angles) == (2, (90.0, 270.0))
+    made = next(altered(batches(images(16, 7)), task.alter(0)))
+    assert set(made["label"][:, 0]) == {0, 1}  # every image is asked about
+    coin = factor_of("run:turn.on", SHAPE, program=own)
+    labels = [b["label"][b["mask"]][:, 0] for b in altered(batches(images(400, 8)), coin.alter(0))]
+    assert np.concatenate(labels).mean() == pytest.approx(0.3, abs=0.08)
+    hue = factor_of("run:jitter.hue", SHAPE, program=own)
+    assert np.abs(hue._edges).max() < 0.01
+    assert np.abs(factor_of("jitter.hue", SHAPE, program=own)._edges).max() > 0.05
+
+
+def test_of_large_splits_a_sample_is_learned_from_and_the_rest_is_counted():
+    """The same images in all copies, by the seed; the test images are all scored."""
+    seen = []
+
+    def taking(splits, alter):
+        found = [raw_pixels(altered(batches(SETS[split]), alter)) for split in splits]
+        seen.append([len(features) for features in found])
+        return found
+
+    whole = predict_factor(Rotation(), taking, (1e-2,))
+    assert (whole.trained_on, whole.left_out, whole.queries) == (240, 0, 144)
+    some = predict_factor(Rotation(), taking, (1e-2,), most=48, seed=1)
+    assert (some.trained_on, some.left_out, some.queries) == (48, 48, 144)
+    assert seen == [[40, 20, 60, 36]] * 8
+    again = predict_factor(Rotation(), taking, (1e-2,), most=48, seed=1)
+    assert again == some
+    # With a feature that is the image's number, what is learned from can be read off.
+    kept = []
+
+    def numbered(splits, alter):
+        return [
+            Features(
+                np.arange(len(SETS[s]), dtype=np.float32)[:, None],
+                np.full((len(SETS[s]), 1), alter, np.int32),
+            )
+            for s in splits
+        ]
+
+    class Turn:
+        name, classes, copies = "turn", 4, 4
+
+        def alter(self, copy):
+            return copy
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        real = rotation.linear_probe
+
+        def probe(train, validation, test, *rest, **settings):
+            kept.append(
+                [(f.h[:, 0].astype(int), f.labels[:, 0]) for f in (train, settings["refit"], test)]
+            )
+            return real(train, validation, test, *rest, **settings)
+
+        patch.setattr(rotation, "linear_probe", probe)
+        predict_factor(Turn(), numbered, (1e-2,), most=48)
+    for (rows, turns), count in zip(kept[0], (12, 12, 36), strict=True):
+        for turn in range(4):
+            np.testing.assert_array_equal(rows[turns == turn], rows[turns == 0])
+        assert len(set(rows)) == count
 
 
 def test_a_program_that_never_draws_it_and_one_value():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,16 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from jaxcl.data import PairTable
-from jaxcl.evaluators import Features, NothingToScore, Subject, table_similarity, tree_similarity
+from jaxcl.evaluators import (
+    Features,
+    NothingToScore,
+    Subject,
+    higher_is_better,
+    table_similarity,
+    tree_similarity,
+)
 from jaxcl.evaluators import similarity as evaluator
+from jaxcl.losses import ScorerSpec, Scoring
 
 DEPTHS = 3
 
@@ -172,6 +181,120 @@ def test_a_table_of_triples():
     assert found.ndcg == {}
 
 
+def test_recall_of_a_table_equals_loops(monkeypatch):
+    """Of every image with a positive, among all images that the table names; who scores all alike finds nothing."""
+    rng = np.random.default_rng(5)
+    features = Features(rng.normal(size=(30, 3)).astype(np.float32), np.zeros((30, 0), np.int32))
+    x = features.h / np.linalg.norm(features.h, axis=1, keepdims=True)
+
+    def by_loops(positives, named, k):
+        found = []
+        for query in sorted({a for a, _ in positives}):
+            order = sorted((i for i in named if i != query), key=lambda i: -x[query] @ x[i])
+            found.append(any((query, i) in positives for i in order[:k]))
+        return np.mean(found)
+
+    rows = np.array([rng.permutation(30)[:2] for _ in range(20)])
+    similar = rng.integers(2, size=20)
+    both = {tuple(p) for row in rows[similar > 0].tolist() for p in (row, row[::-1])}
+    triples = np.array([rng.permutation(30)[:3] for _ in range(12)])
+    asked = {(a, p) for a, p, _ in triples.tolist()}
+    for size in (1024, 3):  # all queries at once, and a few at a time
+        monkeypatch.setattr(evaluator, "rows_at_once", lambda items, size=size: size)
+        found = table_similarity(features, pairs(rows, similar, 30), recall_ks=(1, 5, 400)).recall
+        assert found == {
+            k: pytest.approx(by_loops(both, set(rows.ravel().tolist()), k)) for k in (1, 5)
+        }
+        found = table_similarity(features, PairTable(triples, None, 30, ""), recall_ks=(3,)).recall
+        assert found == {3: pytest.approx(by_loops(asked, set(triples.ravel().tolist()), 3))}
+    assert table_similarity(features, pairs(rows, rng.normal(size=20), 30)).recall == {}
+    same = Features(np.ones_like(features.h), features.labels)
+    assert table_similarity(same, pairs(rows, similar, 30)).recall[1] == 0
+
+
+def planted(count=40, seed=11):
+    """Features of which the first alone tells what is similar, its sign too; and (labels, pairs, similarities) of that."""
+    rng = np.random.default_rng(seed)
+    h = rng.normal(size=(count, 6)).astype(np.float32)
+    h[:, 1:] *= 3
+    coarse = (h[:, 0] > 0).astype(np.int32)
+    fine = 2 * coarse + (np.abs(h[:, 0]) > 0.7)
+    rows = np.array(list(itertools.combinations(range(count), 2)))
+    truth = -np.square(h[rows[:, 0], 0] - h[rows[:, 1], 0])
+    return Features(h, np.stack([coarse, fine], 1).astype(np.int32)), rows, truth
+
+
+OWN = {"map": np.eye(1, 6, dtype=np.float32)}  # A, of -|A x - A y|^2
+
+
+def test_a_trained_scorer_is_what_is_scored():
+    """It finds what was planted, and the cosine does not; what it predicts is held against the truth."""
+    features, rows, truth = planted()
+    spec = ScorerSpec("mahalanobis", rank=1)
+    own = Scoring(spec, OWN, lambda s: s + 0.25)
+    table = pairs(rows, truth, len(features))
+    found, cosine = (
+        table_similarity(features, table, scoring=own),
+        table_similarity(features, table),
+    )
+    assert found.spearman > 0.9999
+    assert found.triplet_accuracy > 0.999
+    assert found.metric == "mahalanobis"
+    np.testing.assert_allclose(found.predicted["error"], 0.25, rtol=1e-4)
+    assert abs(cosine.spearman) < 0.4
+    assert cosine.predicted == {}
+    edges = (-4.0, -0.5)
+    grades = Scoring(spec, OWN, lambda s: jnp.where(s < -0.5, 0, 2), edges)
+    found = table_similarity(features, table, scoring=grades).predicted
+    wrong = (truth >= -4) & (truth < -0.5)
+    lowest = truth < -4
+    np.testing.assert_allclose(found["accuracy"], 1 - wrong.mean())
+    np.testing.assert_allclose(
+        found["balanced_accuracy"], 2 / 3
+    )  # one grade in three is never told
+    assert lowest.any()
+    two = pairs(rows, truth > -0.5, len(features))
+    assert table_similarity(features, two, scoring=own).auc[0] == 1
+    assert table_similarity(features, two, scoring=own).recall[1] == 1
+    triples = np.array([[a, *((b, c) if abs(h[a] - h[b]) < abs(h[a] - h[c]) else (c, b))]
+                        for h in [features.h[:, 0]] for a, b, c in itertools.combinations(range(12), 3)])  # fmt: skip
+    of_triples = PairTable(triples, None, len(features), "")
+    assert table_similarity(features, of_triples, scoring=own).triplet_accuracy == 1
+    assert table_similarity(features, of_triples).triplet_accuracy < 0.8
+
+
+def test_a_tree_is_scored_by_a_trained_scorer(monkeypatch):
+    """As by the Euclidean distance of what it maps to; a scorer that makes many numbers of a pair takes fewer at once."""
+    features, _, _ = planted()
+    own = Scoring(ScorerSpec("mahalanobis", rank=1), OWN, lambda s: (s > -0.3) * 2, (0.25, 0.75))
+    found = tree_similarity(features, scoring=own)
+    s = -np.square(features.h[:, :1] - features.h[:, 0])
+    depth = (features.labels[:, None] == features.labels[None]).sum(-1)
+    upper = np.triu_indices(len(s), 1)
+    np.testing.assert_allclose(
+        found.spearman, spearmanr(s[upper], depth[upper]).statistic, rtol=1e-5
+    )
+    np.testing.assert_allclose(found.auc[0], roc_auc_score(depth[upper] > 0, s[upper]), rtol=1e-6)
+    shares, gains = [], []
+    for i in range(len(s)):
+        others = np.delete(np.arange(len(s)), i)
+        score, known_depth = s[i, others], depth[i, others]
+        above = known_depth[:, None] > known_depth[None]
+        shares.append((score[:, None] > score[None])[above].mean())
+        gains.append(ndcg_score([known_depth], [score]))
+    np.testing.assert_allclose(found.triplet_accuracy, np.mean(shares), rtol=1e-5)
+    np.testing.assert_allclose(found.ndcg[0], np.mean(gains), rtol=1e-5)
+    grade = np.where(s[upper] > -0.3, 2, 0)
+    np.testing.assert_allclose(found.predicted["accuracy"], np.mean(grade == depth[upper]))
+    assert tree_similarity(features).auc[0] < found.auc[0] - 0.2
+    asked = []
+    monkeypatch.setattr(evaluator, "rows_at_once", lambda items: asked.append(items) or 8)
+    wide = ScorerSpec("mlp", hidden=4)
+    params = wide.init(jax.random.key(0), 6)
+    tree_similarity(features, scoring=Scoring(wide, params))
+    assert asked == [40 * 16]
+
+
 def test_what_was_planted_is_found():
     """Features whose cosines are the known similarities: everything is perfect, and random ones are at chance."""
     rng = np.random.default_rng(5)
@@ -325,7 +448,10 @@ def test_rows_of_the_evaluator():
     unlabelled = Features(features.h, features.labels[:, :0])
     triples = PairTable(np.array([[0, 1, 2]]), None, 24, "")
     rows, _ = subject(unlabelled, pairs=triples).rows(("similarity",))
-    assert {(r.method, r.level) for r in rows} == {("similarity/triplet_accuracy", "triples")}
+    assert {(r.method, r.level) for r in rows} == {
+        ("similarity/triplet_accuracy", "triples"),
+        ("similarity/recall@1", "triples"),
+    }
     given = np.stack([table.similarity, np.arange(30)], axis=1).astype(np.float32)
     given[:4, 0], given[20:, 1] = np.nan, np.nan
     graded = PairTable(table.rows, given, 24, "", ("style", "colour"))
@@ -340,6 +466,21 @@ def test_rows_of_the_evaluator():
     assert values["similarity/spearman", "pairs/colour"] == colour.spearman
     assert ("similarity/auc", "pairs/colour") not in values
     assert set(details) == {f"pixels/similarity/pairs/{name}" for name in ("style", "colour")}
+    own = Scoring(ScorerSpec("l2"), {}, respect="style")
+    rows, details = subject(features, pairs=graded, scoring=own).rows(("similarity",))
+    scorer = {(r.method, r.level): r.accuracy for r in rows if r.method.startswith("scorer/")}
+    part = PairTable(table.rows[4:], given[4:, 0], 24, "")
+    assert (
+        scorer["scorer/auc", "pairs/style"] == table_similarity(features, part, scoring=own).auc[0]
+    )
+    assert {level for _, level in scorer} == {"pairs/style"}  # neither another respect nor the tree
+    assert len(details["pixels/similarity/pairs/style"]) == 2
+    assert len(details["pixels/similarity/pairs/colour"]) == 1
+    cosine = Scoring(ScorerSpec(), {}, lambda s: s + 1)
+    rows, _ = subject(features, pairs=table, scoring=cosine).rows(("similarity",))
+    found = {(r.method, r.level) for r in rows if r.method.startswith("scorer/")}
+    assert found == {("scorer/error", "all"), ("scorer/error", "pairs")}
+    assert not higher_is_better("scorer/error")
     assert subject(unlabelled).rows(("similarity",)) == ([], {})
     assert "data.pairs names no table" in said[-1]
     assert subject(features.take(np.zeros(3, int))).rows(("similarity",)) == ([], {})
