@@ -14,7 +14,7 @@ from jaxcl import config as config_lib
 
 
 def get_config(arg: str = "deepfashion") -> ConfigDict:
-    """The experiment; arg is deepfashion, modelnet40, imagenet, inaturalist or cifar100."""
+    """The experiment; arg is as for `himulcone`."""
     c = config_lib.load(f"{Path(__file__).with_name('himulcone.py')}:{arg}")
-    c.name, c.method.variant = f"hicone_{arg}", "hicone"
+    c.name, c.method.variant = c.name.replace("himulcone", "hicone"), "hicone"
     return c

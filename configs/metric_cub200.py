@@ -10,8 +10,8 @@ torchvision's names, or a workdir of jaxcl), embeddings of 512 numbers, Adam, ba
 Proxies have a learning rate of 1e-2.
 
 Training is on the first half of the species, "train_classes" as `jaxcl.data.published.cub` has it; a tenth of its images is
-held out for the monitor while training. The test is on the other half: recall@k, MAP@R and NMI of z by the probe above. Not
-measured here. `metric_cars196`, `metric_sop` and `metric_inshop` are this with other data.
+held out for the monitor while training. The test is on the other half: recall@1, 2, 4 and 8, MAP@R and NMI of z by the probe
+above. Not measured here. `metric_cars196`, `metric_sop` and `metric_inshop` are this with other data.
 """
 
 from ml_collections import ConfigDict
@@ -48,5 +48,6 @@ def get_config(arg: str = "multi_similarity,multi_similarity") -> ConfigDict:
     if objective in WITH_PROXIES:
         c.optim.method_lr = PROXY_LR / c.optim.base_lr
     c.evaluation.every, c.evaluation.gallery, c.evaluation.validation = 500, "train", "val"
+    c.evaluation.retrieval_ks = (1, 2, 4, 8)
     c.run.log_every, c.run.checkpoint_every = 20, 500
     return c

@@ -3,12 +3,13 @@
     python -m jaxcl.main --config=configs/metric_emoji.py                                  (triplets, semi-hard)
     python -m jaxcl.main --config=configs/metric_emoji.py:LOSS[,MINING]
     python -m jaxcl.probe --workdir=runs/metric_emoji --layer=z --eval=retrieval
-    python -m jaxcl.probe --workdir=runs/metric_emoji --layer=z --eval=clustering --levels=subcategory
+    python -m jaxcl.probe --workdir=runs/metric_emoji --layer=z --eval=clustering --levels=subcategory --test=test
 
 LOSS and MINING are those of `jaxcl.methods.metric`, such as "margin,distance_weighted", "triplet,batch_hard", "multi_similarity" or
 "proxy_anchor". A code has two drawings, by two artists, so that a batch of 128 has 64 codes, and an image one positive. The
-table at the end, on h, is about codes that training has not seen: `retrieval/recall@1` at the level `code` is the share of
-drawings whose nearest neighbour is the other drawing of their code. The embedding itself is z, which the probes above score.
+table at the end, on h, is about codes that training has not seen, Google's drawings of which search Twitter's:
+`retrieval/recall@1` at the level `code` is the share whose nearest neighbour is the other drawing of their code. The embedding
+itself is z, which the probes above score.
 
 Network, images, augmentations (one view) and optimizer are those of `quickstart`. A memory of earlier batches is
 `--config.method.memory_size=1024 --config.method.memory_start=100`.
@@ -40,6 +41,7 @@ def get_config(arg: str = "triplet,semihard") -> ConfigDict:
     if objective in WITH_PROXIES:
         c.optim.method_lr = PROXY_LR / c.optim.base_lr
     c.evaluation.every = 200
+    c.evaluation.test, c.evaluation.retrieval_gallery = "test/google", "test/twitter"
     c.evaluation.extra = ("retrieval",)
     c.evaluation.extra_levels = ("code", "subcategory")
     return c

@@ -23,5 +23,6 @@ def get_config(arg: str = "multi_similarity,multi_similarity") -> ConfigDict:
     c.data.splits, c.data.holdout = {}, 0.0
     c.method.level, c.data.sampler_level = "product", "product"
     c.evaluation.levels = ("product",)
+    c.evaluation.retrieval_ks = (1, 10, 20, 30, 40, 50)
     c.evaluation.every, c.evaluation.gallery, c.evaluation.validation = 0, "", ""
     return c

@@ -3,9 +3,9 @@
     python -m jaxcl.main --config=configs/moco_emoji.py                           version 2: a queue, keys shuffled over 8 groups
     python -m jaxcl.main --config=configs/moco_emoji.py:MECHANISM[,BN][,symmetric]
 
-MECHANISM is queue, batch, end_to_end or memory_bank, BN is shuffle, groups, global or ema (global without groups of BatchNorm, ema
-without groups for the keys); `v3` stands for version 3 in small: the batch's keys, a predictor, both directions, global BatchNorm
-and a rising momentum. What a batch offers are 127 negatives, so that `end_to_end` and
+MECHANISM is queue, batch, end_to_end or memory_bank (which encodes no keys), BN is shuffle, groups, global or ema (global without
+groups of BatchNorm, ema without groups for the keys); `v3` stands for version 3 in small: the batch's keys, a predictor, both
+directions, global BatchNorm and a rising momentum. What a batch offers are 127 negatives, so that `end_to_end` and
 `moco_emoji.py:queue --config.method.queue_size=127` have dictionaries of one size.
 
 Everything but the method is the quickstart's, which is SimCLR: the two can be compared.
@@ -40,8 +40,13 @@ def get_config(arg: str = "queue,shuffle") -> ConfigDict:
     c = config_lib.with_method(quickstart, "moco", views, temperature=0.2)
     c.name = "moco_emoji_" + "_".join(arg.split(","))
     c.model.bn_groups = 1 if bn == "global" else 8
-    c.method.mechanism, c.method.bn, c.method.symmetric = mechanism, bn, "symmetric" in options
-    c.method.queue_size, c.method.momentum = 1024, 0.99
+    c.method.mechanism, c.method.symmetric = mechanism, "symmetric" in options
+    if mechanism in ("queue", "memory_bank"):
+        c.method.queue_size = 1024
+    if mechanism in ("queue", "batch"):
+        c.method.momentum = 0.99
+    if mechanism != "memory_bank":
+        c.method.bn = bn
     c.method.projection.layers = (128, 64)
     if "v3" in options:
         for head in (c.method.projection, c.method.prediction):

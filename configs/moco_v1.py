@@ -1,9 +1,10 @@
 """MoCo v1 on ImageNet: ResNet-50, batch 256, a queue of 65,536 keys (He et al., CVPR 2020).
 
     python -m jaxcl.main --config=configs/moco_v1.py --config.data.path=TFDS_DIR [--multihost]
+    python -m jaxcl.probe --workdir=runs/moco_v1 --eval=sgd --recipe=moco --train=train
 
-Expected (the paper's, not measured here): linear accuracy 60.6 % after 200 epochs (`python -m jaxcl.probe --eval=sgd`, learning
-rate 30, no weight decay).
+Expected of the probe (the paper's, not measured here): linear accuracy 60.6 % after 200 epochs. Its recipe is the official one:
+learning rate 30 for a batch of 256, momentum 0.9, no weight decay, 100 epochs, the rate divided by ten at 60 and 80.
 
 The paper's machine has 8 devices with 32 images each; `model.bn_groups=8` is that machine on any number of devices, and the keys
 are shuffled over these groups. Weight decay is on all parameters, BatchNorm's and biases too. The queue begins empty

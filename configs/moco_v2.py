@@ -1,9 +1,10 @@
 """MoCo v2 on ImageNet: v1 with a hidden layer in the head, blur, and a cosine schedule (Chen et al., 2020).
 
     python -m jaxcl.main --config=configs/moco_v2.py --config.data.path=TFDS_DIR [--multihost]
+    python -m jaxcl.probe --workdir=runs/moco_v2 --eval=sgd --recipe=moco --train=train
 
-Expected (the paper's, not measured here): linear accuracy 67.5 % after 200 epochs, 71.1 % after 800 (`moco_v2.py:800`). The
-learning rate changes once an epoch, as in the official code. The data is prepared as for `simclr_tpu`.
+Expected of the probe (the paper's, not measured here): linear accuracy 67.5 % after 200 epochs, 71.1 % after 800
+(`moco_v2.py:800`). The learning rate changes once an epoch, as in the official code. The data is prepared as for `simclr_tpu`.
 """
 
 from ml_collections import ConfigDict

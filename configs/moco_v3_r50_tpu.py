@@ -2,8 +2,10 @@
 
     python -m jaxcl.main --config=configs/moco_v3_r50_tpu.py --multihost --workdir=gs://BUCKET/moco_v3      (on every host)
     python -m jaxcl.main --config=configs/moco_v3_r50_tpu.py:1000 ...                                       (1000 epochs)
+    python -m jaxcl.probe --workdir=gs://BUCKET/moco_v3 --eval=sgd --recipe=moco_v3 --train=train
 
-Expected (the authors' README, not measured here): linear accuracy 68.9 % after 100 epochs, 72.8 % after 300, 74.6 % after 1000.
+Expected of the probe (the authors' README, not measured here): linear accuracy 68.9 % after 100 epochs, 72.8 % after 300, 74.6 %
+after 1000.
 
 No queue: the negatives are the batch's other keys. BatchNorm is global, the loss the sum of both directions times 2 tau, the key
 encoder's momentum rises to 1 along a cosine. LARS with the learning rate outside its momentum; the rate, the momentum and the

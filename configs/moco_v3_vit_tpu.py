@@ -2,8 +2,9 @@
 
     python -m jaxcl.main --config=configs/moco_v3_vit_tpu.py --multihost --workdir=gs://BUCKET/moco_v3_vit      (on every host)
     python -m jaxcl.main --config=configs/moco_v3_vit_tpu.py:vit_b16 ...
+    python -m jaxcl.probe --workdir=gs://BUCKET/moco_v3_vit --eval=sgd --recipe=moco_v3 --lr=3 --train=train
 
-Expected (the authors' README, not measured here) after 300 epochs: linear accuracy 73.2 % for ViT-S, 76.7 % for ViT-B.
+Expected of the probe (the authors' README, not measured here) after 300 epochs: linear accuracy 73.2 % for ViT-S, 76.7 % for ViT-B.
 
 The patch projection stays at its random values, which keeps the training stable: no gradient reaches it, and `optim.frozen`
 keeps weight decay from it, which is on all other parameters. The data is prepared as for `simclr_tpu`.

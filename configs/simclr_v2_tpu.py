@@ -2,13 +2,16 @@
 
     python -m jaxcl.main --config=configs/simclr_v2_tpu.py --multihost --workdir=gs://BUCKET/simclr_v2      (on every host)
     python -m jaxcl.main --config=configs/simclr_v2_tpu.py:resnet152,width=3,sk ...
+    python -m jaxcl.probe --workdir=gs://BUCKET/simclr_v2 --eval=sgd --train=train --batch_size=4096 --no-baselines
 
-Expected (the authors' README, not measured here), linear accuracy: ResNet-50 71.7 %, ResNet-152 3x with selective kernels
-79.8 %. Without their momentum memory, which is no part of the released code, an author reports 71.1 % for ResNet-50.
+Expected of the last (the authors' README, not measured here), linear accuracy: ResNet-50 71.7 %, ResNet-152 3x with selective
+kernels 79.8 %. It learns from all of the training images; without `--train` a probe has the 5 % of the online kNN. Without their
+momentum memory, which is no part of the released code, an author reports 71.1 % for ResNet-50.
 
-The head has three layers of the encoder's width; fine-tuning starts from its first layer (`python -m jaxcl.probe
---eval=finetune --layer=head:1 --recipe=v2`). Learning rate 0.1 * sqrt(B), warm-up 5 % of the training, as the author states in the
-repository's discussions; weight decay 1e-4 as the README's command. The data is prepared as for `simclr_tpu`.
+The head has three layers of the encoder's width; fine-tuning starts from its first layer (`python -m jaxcl.probe --eval=finetune
+--layer=head:1 --recipe=v2 --train=train --labels=0.01,0.1 --batch_size=1024`). Learning rate 0.1 * sqrt(B), warm-up 5 % of the
+training, as the author states in the repository's discussions; weight decay 1e-4 as the README's command; brightness multiplies,
+unlike in version 1. The data is prepared as for `simclr_tpu`.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,8 @@
 Two drawings are the more similar, the more of category, subcategory and code they share. Ranking puts each image's others in that
 order, regression makes the score that number, and classification tells the grade from the score. Everything but the loss and the
 head is the quickstart's. The table at the end is about codes that the training has not seen: how far similarities follow the
-tree (`similarity/...`), and whether the subcategories come out as clusters.
+tree (`similarity/...`), and whether the subcategories come out as clusters. Of z the probe above says it by the cosine and by the
+trained scorer (`scorer/...`), and how good the similarities or grades are that it predicts.
 """
 
 from pathlib import Path

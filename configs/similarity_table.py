@@ -12,7 +12,8 @@ similarity:colour, empty where it is not known, and each respect gets a space of
 they are labels, 0 or 1, set `--config.method.mode=classification --config.method.objective=binary`.
 
 A tenth of the images, chosen by a digest of their names, is held out as "val"; the table for it has pairs among these only.
-`python -m jaxcl.probe --workdir=runs/similarity_table --eval=similarity --test=val` scores them again.
+`python -m jaxcl.probe --workdir=runs/similarity_table --eval=similarity --test=val` scores them again, on h; with `--layer=z`
+(or `--layer=z:style`) by the trained scorer too: `scorer/...`, and how good what it predicts of a pair is.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m jaxcl.main --config=configs/supcon_emoji.py                                  (98 subcategories)
     python -m jaxcl.main --config=configs/supcon_emoji.py:category                         (9 categories)
-    python -m jaxcl.probe --workdir=runs/supcon_emoji --eval=sgd,linear                    (the second stage)
+    python -m jaxcl.probe --workdir=runs/supcon_emoji --eval=sgd,linear,classifier         (the second stage, and the joint probe)
 
 Everything but the loss and the head is the quickstart's, which is SimCLR: the two can be compared. `probe_accuracy` is that of a
 linear classifier trained beside the encoder, on the training batches. The table at the end is about codes that the training

@@ -2,7 +2,7 @@
 
     python -m jaxcl.main --config=configs/supcon_moco.py --workdir=runs/supcon_moco
     python -m jaxcl.main --config=configs/supcon_moco.py:emoji                             (built-in data, minutes on two CPU cores)
-    python -m jaxcl.probe --workdir=runs/supcon_moco --eval=sgd,linear                     (the second stage)
+    python -m jaxcl.probe --workdir=runs/supcon_moco --eval=sgd --recipe=supcon --train=train                       (the second stage)
 
 Expected (the paper's, not measured here): 79.1 % with a memory of 8192, a batch of 256 and SGD on 8 GPUs, where the batch of 6144
 without memory has 78.7 %.

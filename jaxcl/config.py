@@ -42,7 +42,7 @@ class RunConfig:
       keep: how many of the newest checkpoints stay.
       keep_best: also keep the checkpoint with the best online kNN.
       max_rejected: stop when this many updates were left out because they were not finite.
-      profile: (first, last) step of a profiler trace written to workdir/profile; () for none.
+      profile: (first, last) step of a profiler trace written to workdir/profile; () for none. `--profile=FIRST,LAST` sets it.
       tensorboard: also write TensorBoard files (needs tensorboardX or tensorboard).
       report: write report.html at the end.
     """
@@ -148,7 +148,7 @@ class Config:
         It is the same config if the method does not ask for them (it has no field `labels`), or takes every image as a class.
 
         Args:
-          tree: of the training data, as `data.by_path` makes it.
+          tree: of the training data, as `experiment.labelled` makes it.
 
         Raises:
           ConfigError: the data have no labels, or not the level that the method learns from.
@@ -291,7 +291,7 @@ def call(path: str | os.PathLike[str], function: str) -> Any:
     """What a function of a Python file returns; "file.py:argument" gives it the argument.
 
     Raises:
-      ConfigError: no such file, or it has no such function.
+      ConfigError: no such file, it has no such function, or the function refuses its argument (by a ValueError).
     """
     file, _, argument = os.fspath(path).partition(":")
     if not Path(file).is_file():
@@ -304,7 +304,12 @@ def call(path: str | os.PathLike[str], function: str) -> Any:
     found = getattr(module, function, None)
     if found is None:
         raise ConfigError(f"{file} has no {function}()")
-    return found(argument) if argument else found()
+    try:
+        return found(argument) if argument else found()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def from_dict(config: Mapping[str, Any] | ConfigDict) -> Config:
@@ -322,6 +327,27 @@ def from_dict(config: Mapping[str, Any] | ConfigDict) -> Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars, for JSON; `from_dict` reads them back."""
     return _plain(config)
+
+
+def not_default(config: Config) -> dict[str, Any]:
+    """The flattened settings that differ from their defaults, or have none: what tells this config from every other."""
+    plain = to_dict(config)
+    kinds = {n: {"op": op["op"]} if "op" in op else {} for n, op in plain["views"]["ops"].items()}
+    usual = flatten(base(plain["method"]["name"], {"ops": kinds}).to_dict())
+    always = ("name", "method.name")
+    return {k: v for k, v in flatten(plain).items() if k in always or usual.get(k, ...) != v}
+
+
+def describe(config: Config) -> str:
+    """`not_default` as text, a line for each section."""
+    lines: dict[str, list[str]] = {}
+    for key, value in not_default(config).items():
+        section, name = key.split(".", 1) if "." in key else ("", key)
+        lines.setdefault(section, []).append(f"{name}={value!r}")
+    return "\n".join(
+        f"  {section}: {', '.join(found)}" if section else f"  {', '.join(found)}"
+        for section, found in lines.items()
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

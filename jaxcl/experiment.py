@@ -17,8 +17,10 @@ from jax.sharding import Mesh
 from jaxcl import mesh as mesh_lib
 from jaxcl import models, optim
 from jaxcl.config import Config
+from jaxcl.data import Source, by_path
+from jaxcl.losses import nce
 from jaxcl.methods import Method
-from jaxcl.methods.base import method_columns
+from jaxcl.methods.base import labels_apart, learned_levels, method_columns
 from jaxcl.models import Model
 from jaxcl.state import TrainState, make_init, make_train_step
 
@@ -54,7 +56,12 @@ class Experiment:
 
 
 def build(
-    config: Config, mesh: Mesh, source_shape: Shape, total_steps: int, steps_per_epoch: int
+    config: Config,
+    mesh: Mesh,
+    source_shape: Shape,
+    total_steps: int,
+    steps_per_epoch: int,
+    method: Method | None = None,
 ) -> Experiment:
     """Settles everything that does not depend on the values of arrays; runs nothing on the devices.
 
@@ -64,12 +71,13 @@ def build(
       source_shape: (H, W, C) of the images that the views are made of.
       total_steps: length of the training, for the schedule.
       steps_per_epoch: length of an epoch, for the schedule.
+      method: None for that of the config.
 
     Raises:
       ValueError: a setting that does not fit the data or the devices; the text names it.
     """
     check(config, mesh)
-    method = config.build_method()
+    method = config.build_method() if method is None else method
     check_columns(config, method)
     model = models.build(config.model, method.heads)
     height, width, channels = method.views.output_shape(source_shape)
@@ -88,7 +96,12 @@ def build(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     step = jax.jit(
-        in_sight_of(mesh, make_train_step(method, model, tx, schedule, config.micro_batch)),
+        in_sight_of(
+            mesh,
+            make_train_step(method, model, tx, schedule, config.micro_batch),
+            config.mesh.loss_impl,
+            config.mesh.loss_kernel,
+        ),
         in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
         donate_argnums=0,
@@ -104,6 +117,33 @@ def build(
         init=jax.jit(init, out_shardings=shardings),
         step=step,
     )
+
+
+def labelled(config: Config, source: Source) -> Source:
+    """The training data with the labels as the method reads them: numbers of paths, or columns that stand by themselves."""
+    return source if labels_apart(config.build_method()) else by_path(source)
+
+
+def check_labels(config: Config, source: Source) -> None:
+    """Refuses training data all of whose images are of one class at a level that the method learns from.
+
+    A tree may have names of classes that no image has, of which `Config.for_labels` does not know.
+
+    Args:
+      config: as `Config.for_labels` makes it.
+      source: as `labelled` makes it.
+
+    Raises:
+      ValueError: names the level.
+    """
+    for name in learned_levels(config.build_method()):
+        found = np.unique(source.labels[:, source.tree.level(name)])
+        if (count := int(np.sum(found >= 0))) < 2:
+            raise ValueError(
+                f"the training images have {count or 'no'} class at the label level {name!r}, and so nothing to tell apart"
+                f" (the label tree names {len(source.tree.names[source.tree.level(name)])}): name the other levels in"
+                f" method.hierarchy, out of {source.tree.levels}"
+            )
 
 
 def check(config: Config, mesh: Mesh) -> None:
@@ -136,12 +176,14 @@ def check_columns(config: Config, method: Method) -> None:
         )
 
 
-def in_sight_of(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, traced where `jax.sharding.get_abstract_mesh` gives the mesh, so that a loss can choose its form by it."""
+def in_sight_of(
+    mesh: Mesh, function: Callable[..., Any], impl: str = "auto", kernel: str = "auto"
+) -> Callable[..., Any]:
+    """`function`, traced where losses see the mesh, by which they choose their form unless one is preferred (`nce.using`)."""
 
     @functools.wraps(function)
     def traced(*arguments: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nce.using(impl, kernel):
             return function(*arguments)
 
     return traced

@@ -32,6 +32,11 @@ STOPPED = flags.DEFINE_integer(
     0,
     "Exit code of a run that saved itself and stopped because of a signal; launchers give 143.",
 )
+PROFILE = flags.DEFINE_list(
+    "profile",
+    [],
+    "FIRST,LAST step of a profiler trace, kept in workdir/profile: short for --config.run.profile.",
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 FAILED_ELSEWHERE = 75
@@ -47,6 +52,8 @@ def main(argv: list[str]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     try:
+        if PROFILE.value:
+            CONFIG.value.run.profile = tuple(int(n) if n.isdecimal() else n for n in PROFILE.value)
         cfg = config.from_dict(CONFIG.value)
         mesh.initialize(cfg.mesh)
         if COORDINATOR.value:

@@ -6,9 +6,10 @@
 
 import json
 import math
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxcl import checkpoint, data, evaluators, experiment, lock, metrics, optim
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
-from jaxcl.methods.base import similarity_by_depth, trivial_loss
+from jaxcl.methods.base import Method, advice, own_rate, remarks, similarity_by_depth, trivial_loss
 from jaxcl.report.run import run_report
 from jaxcl.state import TrainState
 
@@ -67,8 +68,9 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
 
     # ---------------------------------------------------------------------------------------------------------- data
     source = data.load(config.data, "train")
-    labelled = data.by_path(source)
+    labelled = experiment.labelled(config, source)
     config = config.for_labels(labelled.tree).for_run(len(source), labelled.tree.depth)
+    experiment.check_labels(config, labelled)
     stored = config_lib.to_dict(config)
     sampler = data.make_sampler(config.data, labelled, config.batch_size, config.seed)
     steps_per_epoch = sampler.steps_per_epoch
@@ -88,7 +90,7 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     content_id = getattr(sampler, "content_id", source.content_id)
     identity: dict[str, Any] = {"config": stored, "content_id": content_id, "log": say}
     checkpoints = checkpoint.Checkpoints(root / "checkpoints", keep=config.run.keep, **identity)
-    refuse_other_run(checkpoints, root)
+    refuse_other_run(checkpoints, root, config)
     restored = checkpoints.restore(built.state)
     state, first_step = restored or (
         built.init(key, pretrained.load(config.init, config.model, built.state, say)),
@@ -97,6 +99,8 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     best = checkpoint.Checkpoints(root / "best", keep=1, **identity)
     best_score = best_so_far(best, say)
 
+    say("settings, without those at their defaults (config.json has all):")
+    say(config_lib.describe(config))
     say(f"data: {source.describe()}")
     say(
         f"{total_steps:,} steps of {config.batch_size} images: {total_steps / steps_per_epoch:.1f} epochs of"
@@ -106,6 +110,8 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     say(
         f"{config.model.name}, {config.optim.name}: {parameters.splitlines()[-1]} (each of them: parameters.txt)"
     )
+    for note in notes(config, method):
+        say(f"note: {note}")
     if restored:
         say(f"continues after step {first_step:,} of {total_steps:,}")
     if main:
@@ -145,6 +151,9 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
             config.evaluation.image_size or built.image_shape[0],
             similarity_by_depth(method),
             skipped,
+            method.views,
+            process_index=mesh_lib.process_index(),
+            process_count=mesh_lib.process_count(),
         )
     logger = metrics.Logger(
         root,
@@ -157,11 +166,11 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     )
 
     # ------------------------------------------------------------------------------------------------------ the loop
-    step, bad, values = first_step, 0, {}
+    step, saved, bad, values = first_step, first_step, 0, {}
     before = checkpoint.read_manifest(root, first_step).metrics if restored else {}
     profile = Profile(config.run.profile, root)
     with stop_requests(say) as stop, logger, checkpoints, best, profile:
-        for batch in batches:
+        for batch in until_stopped(batches, stop, say):
             bad += skipped.count(batch, source)
             arrays = mesh_lib.to_global(mesh, data.arrays(batch))
             if step == first_step:
@@ -177,7 +186,11 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
                 values = {k: float(v) for k, v in mesh_lib.to_host(measured).items()}
                 values |= skipped_in_all(bad, before)
                 logger.log(step, values)
-                logger.advise(trivial_loss(method, config.batch_size), max(100, total_steps // 10))
+                logger.advise(
+                    trivial_loss(method, config.batch_size),
+                    max(100, total_steps // 10),
+                    advice(method),
+                )
                 if values["rejected"] >= config.run.max_rejected:
                     raise RunError(
                         f"{values['rejected']:.0f} updates were not finite and were left out, the last one at about step"
@@ -201,8 +214,11 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
             if step % config.run.checkpoint_every == 0 or last or stopping:
                 with logger.pause("saving"):
                     checkpoints.save(step, state, metrics=skipped_in_all(bad, before))
+                saved = step
             if stopping and not last:
                 break
+        if saved < step:  # the input has failed while the run was being stopped
+            checkpoints.save(step, state, metrics=skipped_in_all(bad, before))
         seconds = logger.elapsed()
     if step < total_steps:
         say(
@@ -231,7 +247,7 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
         # Asked again without a table, the run keeps the one that it has.
         if main and (rows or not again):
             write_rows(root / RESULTS, step, scored, rows)
-    next_steps = what_next(root)
+    next_steps = what_next(root, config, online.source if online else None)
     if main and rows:
         title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
         Console().print(evaluators.table(rows, title=title))
@@ -249,6 +265,7 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
             next_steps,
             trivial_loss(method, config.batch_size),
             write=main,
+            advice=advice(method),
         )
         say(f"pictures: {root / 'report.html'}")
     mesh_lib.barrier("jaxcl/report", REPORT_SECONDS)  # who leaves early would end process 0 too
@@ -256,6 +273,16 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
     for what, command in next_steps:
         say(f"  {what}: {command}")
     return {"step": step, "complete": True, "metrics": values, "rows": [r.as_dict() for r in rows]}
+
+
+def notes(config: Config, method: Method) -> list[str]:
+    """What has to be said of the settings before a training, a line each."""
+    found = list(remarks(method))
+    if (own := own_rate(method)) and config.optim.method_lr == 1:
+        found.append(
+            f"optim.method_lr=1: the {own} learn at the network's rate, and usually need one that is 5 to 300 times as high"
+        )
+    return found
 
 
 def kept_rows(
@@ -313,13 +340,20 @@ def network(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def refuse_other_run(checkpoints: checkpoint.Checkpoints, root: epath.Path) -> None:
+def refuse_other_run(checkpoints: checkpoint.Checkpoints, root: epath.Path, config: Config) -> None:
     """Refuses to continue in a workdir whose checkpoints are of another experiment.
+
+    A setting that they do not have, as it came later, has to be at its default.
 
     Raises:
       RunError: lists each differing key with both values.
     """
-    found = [d for d in checkpoints.differences() if not config_lib.may_change(d.key)]
+    chosen = config_lib.not_default(config)
+    found = [
+        d
+        for d in checkpoints.differences()
+        if not config_lib.may_change(d.key) and (d.stored != checkpoint.ABSENT or d.key in chosen)
+    ]
     if found:
         lines = "\n".join(f"  {d.key}: {d.stored!r} there, {d.now!r} now" for d in found)
         raise RunError(
@@ -360,6 +394,26 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def until_stopped(
+    batches: Iterator[data.Batch], stop: Sequence[int], say: Callable[[str], None]
+) -> Iterator[data.Batch]:
+    """The batches. Input that fails when the run is to stop only ends them: what it has learned can still be saved.
+
+    That needs one process: of several, the others cannot save without this one's next step.
+
+    Args:
+      batches: of the training.
+      stop: the signals that have been received; see `stop_requests`.
+      say: gets a line about what has failed.
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        if not stop or mesh_lib.process_count() > 1:
+            raise
+        say(f"no more input ({type(error).__name__}: {error}): the run saves and stops now")
 
 
 def skipped_in_all(skipped: int, before: Mapping[str, float]) -> dict[str, float]:
@@ -409,17 +463,37 @@ class Profile:
         self.close()
 
 
-def what_next(root: epath.Path) -> list[tuple[str, str]]:
-    """(what it does, command) for a run that is complete."""
-    return [
-        ("look", f"open {root / 'report.html'} in a browser"),
-        ("probe the checkpoint", f"python -m jaxcl.probe --workdir={root} --eval=knn,linear"),
-        (
-            "fine-tune with 10 % of the labels",
-            f"python -m jaxcl.probe --workdir={root} --eval=finetune --labels=0.1",
-        ),
-        (
-            "your own images",
-            "python -m jaxcl.main --config=configs/simclr_folder.py --config.data.path=DIR",
-        ),
-    ]
+def what_next(
+    root: epath.Path, config: Config, load: Callable[[str], data.Source] | None
+) -> list[tuple[str, str]]:
+    """(what it does, command) for a run that is complete: those that its splits and their labels allow.
+
+    Args:
+      root: workdir of the run.
+      config: of the run.
+      load: name of a split -> its images; None if the config names no splits to evaluate.
+    """
+    run, found = config.evaluation, []
+    if config.run.report and load:
+        found += [("look", f"open {root / 'report.html'} in a browser")]
+    probe = f"python -m jaxcl.probe --workdir={shlex.quote(str(root))}"
+    evaluations: list[str] = []
+    if load:
+        scored = run.test or run.validation
+        test, learned = load(scored), load(run.test_gallery or run.gallery)
+        if evaluators.shared_levels(test.tree.levels, learned.labels, test.labels):
+            evaluations += ["knn", "linear"]
+        if learned.tree.depth or config.data.pairs.get(scored):
+            evaluations += run.extra
+    if evaluations:
+        factors = f" --factors={shlex.quote(','.join(run.factors))}" if run.factors else ""
+        found += [("probe the checkpoint", f"{probe} --eval={','.join(evaluations)}{factors}")]
+    else:
+        labelled = "--data=folder:DIR --set=data.holdout=0.25 --test=val --eval=knn,linear"
+        found += [("probe the checkpoint on images with labels", f"{probe} {labelled}")]
+    if "linear" in evaluations:
+        found += [("fine-tune with 10 % of the labels", f"{probe} --eval=finetune --labels=0.1")]
+    if config.data.name != "folder":
+        own = "python -m jaxcl.main --config=configs/simclr_folder.py --config.data.path=DIR"
+        found += [("your own images", own)]
+    return found

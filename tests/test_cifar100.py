@@ -1,14 +1,11 @@
 """All labels of CIFAR-100: the config on a prepared TFDS data set of the published form, in miniature and made without TensorFlow."""
 
-import io
-import json
 import pathlib
 
 import numpy as np
+import prepared
 import pytest
 import tiny_network
-from array_record.python import array_record_module
-from PIL import Image
 
 from jaxcl import config as config_lib
 from jaxcl import data, models, train
@@ -25,68 +22,19 @@ def coarse_of(fine):
 
 
 def write_cifar100(root):
-    """`root`/cifar100/3.0.2 as TFDS prepares it: 12 of the classes, 6 images of each to train on and 2 to test."""
-    from tensorflow_datasets.proto import tf_example_pb2
+    """12 of the classes, 6 images of each to train on and 2 to test."""
 
-    folder = root / "cifar100" / "3.0.2"
-    folder.mkdir(parents=True)
-    splits = []
-    for split, each in (("train", EACH), ("test", 2)):
-        file = folder / f"cifar100-{split}.array_record-00000-of-00001"
-        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-        written = 0
+    def examples(split, each):
         for i in range(CLASSES * each):
             fine = i % CLASSES
             rng = np.random.default_rng([i, split == "test"])
             image = rng.integers(0, 60, (32, 32, 3), np.uint8) + np.uint8(15 * fine)
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "PNG")
-            example = tf_example_pb2.Example()
-            feature = example.features.feature
-            feature["id"].bytes_list.value.append(f"{split}_{i:05d}".encode())
-            feature["image"].bytes_list.value.append(buffer.getvalue())
-            feature["label"].int64_list.value.append(fine)
-            feature["coarse_label"].int64_list.value.append(coarse_of(fine))
-            record = example.SerializeToString()
-            written += len(record)
-            writer.write(record)
-        writer.close()
-        splits.append(
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": split,
-                "numBytes": str(written),
-                "shardLengths": [str(CLASSES * each)],
-            }
-        )
-    info = {
-        "fileFormat": "array_record",
-        "moduleName": "tensorflow_datasets.image_classification.cifar",
-        "name": "cifar100",
-        "splits": splits,
-        "version": "3.0.2",
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    core = "tensorflow_datasets.core.features"
-    labels = {
-        name: {
-            "classLabel": {"numClasses": str(count)},
-            "pythonClassName": f"{core}.class_label_feature.ClassLabel",
-        }
-        for name, count in (("coarse_label", 20), ("label", 100))
-    }
-    image = {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}
-    features = {
-        "id": {"text": {}, "pythonClassName": f"{core}.text_feature.Text"},
-        "image": {"image": image, "pythonClassName": f"{core}.image_feature.Image"},
-        **labels,
-    }
-    kind = f"{core}.features_dict.FeaturesDict"
-    text = {"featuresDict": {"features": features}, "pythonClassName": kind}
-    (folder / "features.json").write_text(json.dumps(text))
-    (folder / "coarse_label.labels.txt").write_text("\n".join(COARSE) + "\n")
-    (folder / "label.labels.txt").write_text("\n".join(FINE) + "\n")
-    return root
+            yield image, {"coarse_label": coarse_of(fine), "label": fine}
+
+    splits = {split: list(examples(split, each)) for split, each in (("train", EACH), ("test", 2))}
+    return prepared.write(
+        root, "cifar100", "3.0.2", splits, {"coarse_label": COARSE, "label": FINE}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +55,9 @@ def test_both_labels_are_levels_of_the_tree(name, directory):
     source = data.load(config.data, "train")
     assert source.tree.levels == ("coarse_label", "label")
     assert source.tree.names == (tuple(COARSE), tuple(FINE))
-    fine = np.arange(CLASSES * EACH) % CLASSES
+    fine = np.arange(round(0.9 * CLASSES * EACH)) % CLASSES  # a tenth is for validation
     np.testing.assert_array_equal(source.labels, np.stack([coarse_of(fine), fine], axis=1))
-    assert config.for_labels(source.tree).build_method().levels == ("coarse_label", "label")
+    assert config.for_labels(source.tree).build_method().learned_levels == ("coarse_label", "label")
     # Groups: an image, one of another superclass, of another class of its own, of its own class.
     sampler = data.make_sampler(config.data, data.by_path(source), 16)
     groups = source.labels[sampler.epoch(0)].reshape(-1, 4, 2)

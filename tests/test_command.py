@@ -15,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 QUICKSTART = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
-def parse(*settings):
+def parse(*settings, config=QUICKSTART):
     values = flags.FlagValues()
-    line = ["jaxcl", f"--config={QUICKSTART}", *settings]
+    line = ["jaxcl", f"--config={config}", *settings]
     config_flags.DEFINE_config_file(
         "config", None, "", lock_config=True, flag_values=values, sys_argv=line
     )
@@ -45,6 +45,26 @@ def test_settings_and_the_rest():
 def test_an_unknown_setting(setting, message):
     with pytest.raises(ConfigError, match=message):
         parse(setting)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (f"{QUICKSTART}:foo", r"quickstart.py:foo: .*expected nothing or 'identity' after the colon$"),
+        (QUICKSTART.with_name("simclr_tpu.py:foo"), r"could not convert string to float: 'foo'$"),
+        (QUICKSTART.with_name("nothing.py"), r"nothing.py: there is no such file$"),
+        (QUICKSTART.parents[1] / "jaxcl" / "lock.py", r"lock.py has no get_config\(\)$"),
+    ],
+)  # fmt: skip
+def test_a_config_file_that_cannot_be_used_is_told_in_a_line(config, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(config=config)
+    assert "\n" not in str(error.value)
+
+
+def test_the_value_of_a_flag_may_be_a_word_of_its_own():
+    with pytest.raises(ConfigError, match=r"nothing\.py: there is no such file"):
+        command.parse(["jaxcl", "--config", "nothing.py"], flags.FlagValues())
 
 
 @pytest.mark.parametrize("wrong", ["--config.steps=many", "--nothing=1"])

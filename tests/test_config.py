@@ -69,6 +69,44 @@ def test_numbers_are_converted_and_nothing_else():
     assert config_lib.from_dict(quick(epochs=2, steps=0)).epochs == 2.0
 
 
+def test_what_is_not_at_its_default():
+    changes = {"optim.base_lr": 0.25, "views.ops.jitter.strength": 0.5}
+    config = config_lib.from_dict(quick(**changes, **{"data.splits": {"train": "a"}}))
+    found = config_lib.not_default(config)
+    assert found | {"views.order": (), "views.views": ()} == {
+        "name": "t",
+        "steps": 10,
+        "data.splits.train": "a",
+        "views.order": (),
+        "views.views": (),
+        "views.ops.crop.size": 32,
+        "views.ops.crop.aspect": "uniform",
+        "views.ops.crop.extent": "height",
+        "views.ops.crop.min_covered": 0.1,
+        "views.ops.crop.antialias": False,
+        "views.ops.blur.prob": 0.5,
+        "views.ops.gray.prob": 0.2,
+        "views.ops.jitter.prob": 0.8,
+        "views.ops.jitter.strength": 0.5,
+        "method.name": "simclr",
+        "optim.base_lr": 0.25,
+    }
+    assert found["views.order"] == config.views.order
+    usual = config_lib.base("simclr", config_lib.to_dict(config)["views"])
+    whole = config_lib.flatten(usual.to_dict()) | found
+    del whole["data.splits"]
+    assert whole == config_lib.flatten(config_lib.to_dict(config))
+
+
+def test_a_description_has_a_line_for_each_section():
+    lines = config_lib.describe(config_lib.from_dict(quick(**{"model.width": 0.5}))).splitlines()
+    assert lines[0] == "  name='t', steps=10"
+    assert "  model: width=0.5" in lines
+    assert "  method: name='simclr'" in lines
+    assert [line for line in lines if line.startswith("  views: order=('crop', 'flip', ")]
+    assert len(lines) == 4
+
+
 def test_length_in_steps_or_epochs():
     assert config_lib.from_dict(quick()).total_steps(10_000) == 10
     assert config_lib.from_dict(quick(steps=0, epochs=1.5, batch_size=100)).total_steps(1000) == 15

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 
 from jaxcl import config as config_lib
-from jaxcl import data, metrics, models, optim
+from jaxcl import data, metrics, models, optim, probe
+from jaxcl.data.published import LAYOUTS
 from jaxcl.methods.base import method_columns
 from jaxcl.state import make_init, make_train_step
 
@@ -47,7 +50,9 @@ TEXTS = [
     *VARIANTS,
     "hierarchical_emoji:himulcon",
     "hierarchical_emoji:hicone",
+    "himulcone:deepfashion,unseen",
     "himulcone:modelnet40",
+    "himulcone:modelnet40,unseen",
     "himulcone:imagenet",
     "himulcone:inaturalist",
     "himulcone:cifar100",
@@ -79,6 +84,30 @@ def test_golden_text(name):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.read_text() == text
+
+
+PROBES = [
+    (path.stem, arguments)
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    for arguments in re.findall(
+        r"^    python -m jaxcl\.probe (.*?)(?:  +\(.*)?$", path.read_text(), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), PROBES)
+def test_a_probe_that_a_config_names_is_one(name, arguments):
+    """The flags of docstrings are known, and the splits are those of the config, or of the other data as published."""
+    options = probe.parse(shlex.split(arguments))
+    named = {options.train, options.validation, options.test, options.gallery} - {""}
+    config = get_config(name)
+    known = set(config.data.splits)
+    if options.data:
+        known = set(LAYOUTS[options.data.partition(":")[0]].counts(""))
+        named |= {options.train or "train", options.test or "test"}
+    assert named <= known or not known
+    if config.data.dataset == "imagenet2012":
+        assert options.train == "train", "the paper's number is of all training images"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

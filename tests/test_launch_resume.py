@@ -28,6 +28,8 @@ def flags(tmp_path_factory):
         "run.checkpoint_every": EVERY,
         "run.report": False,
         "views.ops.crop.size": 8,
+        "data.crop": "host",
+        "data.workers": 1,
         "mesh.platform": "cpu",
         "mesh.cpu_devices": 1,
         "mesh.compile_cache": tmp_path_factory.mktemp("xla"),

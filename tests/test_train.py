@@ -1,7 +1,10 @@
 """Whole runs: what they leave, and that an interrupted run becomes the run that was not interrupted."""
 
+import functools
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +15,10 @@ from etils import epath
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxcl import checkpoint, data, evaluators, lock, metrics, train
+from jaxcl import checkpoint, data, evaluators, lock, metrics, probe, train
 from jaxcl import config as config_lib
 from jaxcl.data import pipeline
+from jaxcl.probe.run import classified_levels
 from jaxcl.views import presets
 
 STEPS = 6
@@ -96,11 +100,43 @@ def test_a_crash_loses_nothing(whole, cache, tmp_path, monkeypatch):
     assert rows(tmp_path) == rows(whole)
 
 
-def test_a_complete_run_is_not_trained_again(whole, cache):
+def test_input_that_fails_while_the_run_stops_loses_nothing(
+    whole, cache, tmp_path, monkeypatch, capsys
+):
+    real = pipeline.train_batches
+
+    def breaks(*args, **kwargs):
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("a worker has died")
+            yield batch
+
+    config = config_lib.from_dict(tiny(cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "train_batches", breaks)
+        result = train.train(config, str(tmp_path))
+    assert (result["step"], result["complete"]) == (3, False)
+    assert checkpoint.read_manifest(tmp_path).step == 3  # and not 2, the last one that was due
+    said = capsys.readouterr().out
+    assert "no more input (RuntimeError: a worker has died): the run saves and stops now" in said
+    assert "The same command goes on from there" in said
+    train.train(config, str(tmp_path))
+    assert leaves(tmp_path) == leaves(whole)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_a_complete_run_is_not_trained_again(whole, cache, capsys, monkeypatch):
+    monkeypatch.setattr(train, "remarks", lambda method: ("it is small",))
     before = leaves(whole)
     (whole / "results.json").write_text("a table that is not asked for now")
-    result = train.train(config_lib.from_dict(tiny(cache)), str(whole))
+    config = config_lib.from_dict(tiny(cache))
+    result = train.train(config, str(whole))
     assert result["complete"]
+    said = capsys.readouterr().out
+    assert f"(config.json has all):\n{config_lib.describe(config)}\n" in said
+    assert "\n  model: width=0.0625, stem='cifar'\n" in said
+    assert "\nnote: it is small\n" in said
     assert leaves(whole) == before
     assert (whole / "results.json").read_text() == "a table that is not asked for now"
 
@@ -110,6 +146,19 @@ def test_the_workdir_of_another_experiment_is_refused(whole, cache):
     with pytest.raises(train.RunError, match=r"method.temperature: 0.1 there, 0.5 now") as error:
         train.train(other, str(whole))
     assert "log_every" not in str(error.value)
+
+
+def test_a_setting_that_came_later_has_to_be_at_its_default(cache):
+    """A run of an older version does not have it, and goes on."""
+
+    class Stored:
+        def differences(self):
+            return [checkpoint.Difference("optim.nesterov", checkpoint.ABSENT, "now")]
+
+    train.refuse_other_run(Stored(), "there", config_lib.from_dict(tiny(cache)))
+    other = config_lib.from_dict(tiny(cache, **{"optim.nesterov": True}))
+    with pytest.raises(train.RunError, match=r"optim\.nesterov"):
+        train.refuse_other_run(Stored(), "there", other)
 
 
 def test_a_workdir_in_use_is_refused_before_anything_is_written(whole, cache):
@@ -188,7 +237,13 @@ def commanded(cache, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+    ],
+)
 def test_a_signal_loses_nothing(number, commanded, cache, tmp_path):
     process = start(cache, tmp_path)
     wait_for(tmp_path / "checkpoints" / "2" / "manifest.json", process)
@@ -204,15 +259,19 @@ def test_a_signal_loses_nothing(number, commanded, cache, tmp_path):
     assert rows(tmp_path) == rows(commanded)
 
 
-def test_a_mistake_on_the_command_line_is_one_line(cache, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.batch_size=999999", "batch"),
+        ("--profile=5,2", "run: profile=(5, 2): expected (first step, last step)"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(flag, message, cache, tmp_path):
     done = subprocess.run(
-        [*command(cache, tmp_path), "--config.batch_size=999999"],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [*command(cache, tmp_path), flag], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
-    assert "batch" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -274,6 +333,7 @@ def test_a_run_stopped_by_a_bad_image_goes_on_without_it(cache, tmp_path, digits
     assert (tmp_path / "skipped.txt").read_text() == line + "\n"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_the_table_is_of_the_settings_of_now(
     cache, tmp_path, capsys, monkeypatch
 ):
@@ -345,6 +405,64 @@ def test_results_are_used_again_if_they_are_of_the_same_settings(tmp_path):
     path.write_bytes(b"\xff\xfe")
     assert kept() is None
     assert "cannot be read as results" in said.pop()
+
+
+WHAT_NEXT = {
+    "labels": {
+        "evaluation.gallery": "train",
+        "evaluation.validation": "val",
+        "evaluation.test": "test",
+        "evaluation.test_gallery": "seen",
+    },
+    "labels, no test split": {"evaluation.gallery": "train", "evaluation.validation": "val"},
+    "unseen classes": {
+        "data.name": "folder",
+        "data.path": "classes",
+        "data.splits": {"train": "seen", "other": "unseen"},
+        "evaluation.gallery": "train",
+        "evaluation.validation": "train",
+        "evaluation.test": "other",
+        "evaluation.extra": ("retrieval", "factor"),
+        "evaluation.factors": ("flip.on",),
+    },
+    "no labels": {
+        "data.name": "folder",
+        "data.path": "digits",
+        "data.labels": "none",
+        "data.holdout": 0.3,
+        "evaluation.gallery": "train",
+        "evaluation.validation": "val",
+    },
+    "nothing evaluated": {"data.name": "noise", "run.report": False},
+}
+
+
+@pytest.mark.parametrize("case", WHAT_NEXT)
+def test_what_is_said_to_be_next_can_be_run(case, cache, digits, tmp_path, monkeypatch):
+    """Every command is parsed by its own program, and finds its splits and classes."""
+    for name in ("seen/a", "seen/b", "unseen/c", "unseen/d"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        shutil.copy(digits / "0.png", tmp_path / "classes" / name)
+    monkeypatch.chdir(tmp_path)
+    config = config_lib.from_dict(tiny(cache, **WHAT_NEXT[case]))
+    load = functools.partial(data.load, config.data) if config.evaluation.gallery else None
+    root = epath.Path(tmp_path / "a run")
+    found = dict(train.what_next(root, config, load))
+    assert ("look" in found) == (load is not None)
+    assert ("your own images" in found) == (config.data.name != "folder")
+    with_labels = case.startswith("labels")
+    assert ("fine-tune with 10 % of the labels" in found) == with_labels
+    probes = [shlex.split(c)[3:] for c in found.values() if c.startswith("python -m jaxcl.probe ")]
+    assert len(probes) == 1 + with_labels
+    for arguments in probes:
+        options = probe.parse([a.replace("folder:DIR", "emoji") for a in arguments])
+        assert options.workdir == str(root)
+        if case in ("no labels", "nothing evaluated"):
+            assert (options.data, options.settings) == ("emoji", ("data.holdout=0.25",))
+            continue
+        splits = probe.open_splits(config, options)
+        assert bool(classified_levels(config, options, splits)) == with_labels
+        assert with_labels or options.evaluations == ("retrieval", "factor")
 
 
 def test_files_of_processes_that_are_no_more_are_removed(tmp_path):

@@ -1,10 +1,10 @@
 """The train step is the same computation on any number of devices, and nothing but embeddings travels."""
 
-import re
-
+import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
@@ -94,6 +94,7 @@ def test_one_float32_step_is_the_same_on_any_number_of_devices():
         assert relative(other_stats, stats) <= 1e-5
 
 
+@pytest.mark.slow
 def test_twenty_float64_steps_are_the_same_on_any_number_of_devices():
     with jax.enable_x64(True):
         config = tiny("float64")
@@ -107,22 +108,47 @@ def test_twenty_float64_steps_are_the_same_on_any_number_of_devices():
             assert relative(other_stats, stats) <= 1e-10
 
 
-def test_only_embeddings_are_gathered():
-    config = tiny(batch_size=64)
+def test_only_embeddings_gradients_and_sums_travel():
+    """An image has more numbers than all embeddings together, so that not even one can be among what is sent."""
+    config = tiny(**{"method.projection.layers": (16, 2)})
     state, step, _ = build(config, 8)
     batch = jax.eval_shape(lambda: {k: jnp.asarray(v) for k, v in next(batches(config, 1)).items()})
     text = step.lower(state, batch).compile().as_text()
-    gathered = re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text)
-    embeddings = 64 * 2 * 8  # B * V * D
-    for shape in gathered:
-        size = np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])])
-        assert size <= embeddings, f"{shape} is gathered"
-    assert gathered, "NT-Xent over the global batch has to gather the embeddings"
-    assert "all-reduce" in text, "gradients and BatchNorm's sums have to be reduced"
-    for kind in ("all-to-all", "collective-permute"):
-        for shape in re.findall(rf"= \(?(\w+\[[\d,]*\])\S* {kind}", text):
-            size = np.prod([int(n) for n in re.findall(r"\d+", shape.split("[")[1])])
-            assert size <= embeddings, f"{kind} of {shape}"
+    embeddings = 16 * 2 * 2  # B * V * D
+    assert embeddings < 8 * 8 * 3
+    params = jax.tree.leaves(state.params)
+    assert not collectives.strangers(text, params, embeddings)
+    found = collectives.sent(text)
+    gathered = [array.size for array in found if array.kind == "all-gather"]
+    assert max(gathered) == embeddings, "NT-Xent over the global batch has to gather the embeddings"
+    reduced = [collectives.sides(array.shape) for array in found if array.kind == "all-reduce"]
+    assert all(collectives.sides(p.shape) in reduced for p in params if p.size > embeddings)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+@pytest.mark.parametrize("way", ["gathered", "masked and added", "turned"])
+def test_an_image_that_travels_is_found(way, combined):
+    """Moved whole, in a tuple with something small, or as zeros everywhere but on its own device."""
+    mesh = mesh_lib.make_mesh(jax.devices())
+    (axis,) = mesh.axis_names
+
+    def moved(images):
+        small = images.mean(axis=(1, 2, 3))
+        if way == "gathered":
+            sent = jax.lax.all_gather((images, small) if combined else images, axis)
+        elif way == "turned":
+            sent = jax.lax.ppermute((images, small) if combined else images, axis, [(0, 1)])
+        else:
+            mine = jax.lax.axis_index(axis) == 3
+            own = jnp.where(mine, images, 0), jnp.where(mine, small, 0)
+            sent = jax.lax.psum(own if combined else own[0], axis)
+        return jax.tree.map(lambda x: jnp.sin(x).sum()[None], sent)
+
+    rows = jax.sharding.PartitionSpec(axis)
+    step = jax.jit(jax.shard_map(moved, mesh=mesh, in_specs=rows, out_specs=rows))
+    images = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
+    text = step.lower(images).compile().as_text()
+    assert collectives.strangers(text, [np.zeros((3, 3, 8, 3))], 8 * 8 * 3 - 1)
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted():

@@ -1,5 +1,4 @@
-import re
-
+import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,22 +149,6 @@ def test_rows_that_do_not_divide_are_an_error():
         BatchNorm(groups=3).apply(v, data(), True, mutable=["batch_stats"])
 
 
-def collectives(text):
-    """(operation, elements of its largest result) of each collective in compiled HLO."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(
-            r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
-            r"(?:-start)?\(",
-            line,
-        )
-        if match:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            sizes = [int(np.prod([int(d) for d in s.split(",") if d])) for s in shapes]
-            found.append((match[2], max(sizes)))
-    return found
-
-
 @pytest.mark.parametrize(
     ("groups", "devices"), [(1, 8), (8, 8), (8, 2), (16, 8), (2, 8), (4, 8), (1, 4)]
 )
@@ -188,11 +171,11 @@ def test_groups_do_not_depend_on_devices_and_activations_stay(groups, devices):
         .lower(v, jnp.asarray(x), jnp.asarray(weights))
         .compile()
     )
-    found = collectives(compiled.as_text())
+    found = collectives.sent(compiled.as_text())
     assert found  # the parameters' gradient at least is summed over devices
-    assert all(size <= 16 * 4 for _, size in found), found  # [N,C] at most, never [N,H,W,C]
+    assert all(array.size <= 16 * 4 for array in found), found  # [N,C] at most, never [N,H,W,C]
     if groups == 1:
-        assert all(op == "all-reduce" and size <= 4 * 4 for op, size in found), found
+        assert all(array.kind == "all-reduce" and array.size <= 4 * 4 for array in found), found
     put = jax.device_put
     args = (put(v, everywhere), put(x, rows), put(weights, rows))
     (gp, gx), (y, new) = compiled(*args)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import distances, miners
+from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as peer
 
 from jaxcl import losses
@@ -56,9 +56,33 @@ CASES = {
         None,
     ),
     "contrastive, pair margins": (
-        functools.partial(losses.margin_contrastive, pos_margin=0.2, neg_margin=0.8, mining="pair_margin"),
-        peer.ContrastiveLoss(0.2, 0.8),
+        functools.partial(losses.margin_contrastive, mining="pair_margin"),
+        peer.ContrastiveLoss(),
         miners.PairMarginMiner(),
+    ),
+    "contrastive, other pair margins": (
+        functools.partial(
+            losses.margin_contrastive, pos_margin=1.1, neg_margin=1.4, mining="pair_margin", mining_margins=(1.0, 1.2),
+            reduction="mean",
+        ),
+        peer.ContrastiveLoss(1.1, 1.4, reducer=reducers.MeanReducer()),
+        miners.PairMarginMiner(1.0, 1.2),
+    ),
+    "contrastive, SNR": (
+        functools.partial(losses.margin_contrastive, pos_margin=0.5, neg_margin=2.5, distance="snr"),
+        peer.ContrastiveLoss(0.5, 2.5, distance=distances.SNRDistance()),
+        None,
+    ),
+    "triplet, SNR": (
+        functools.partial(losses.triplet, distance="snr"),
+        peer.TripletMarginLoss(0.2, distance=distances.SNRDistance()),
+        None,
+    ),
+    "triplet, L3": (
+        # The peer would normalise by the norm of the same p.
+        functools.partial(losses.triplet, distance=losses.distance("lp", 3.0), normalized=False),
+        peer.TripletMarginLoss(0.2, distance=distances.LpDistance(p=3, normalize_embeddings=False)),
+        None,
     ),
     "triplet": (functools.partial(losses.triplet, margin=0.05), peer.TripletMarginLoss(), None),
     "triplet, swap": (
