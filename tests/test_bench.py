@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jaxcl.bench import __main__ as command
 from jaxcl.bench import cache, loss, memory, timing
@@ -61,6 +62,36 @@ def test_every_table_is_printed(capsys, monkeypatch):
     assert [entry["views"] for entry in found["time"]] == [16, 32]
     assert {"dense", "tiled", "ring"} <= set(found["devices"][0])
     json.dumps(found["memory"] + found["time"] + found["devices"])
+    assert "the Pallas kernel has columns on a TPU" in out
+
+
+def test_what_auto_takes_is_what_a_call_takes():
+    """In a process of 8 devices, and with a mesh of them."""
+    assert [loss.auto_takes(views, 128) for views in (1024, 2048, 4096)] == [
+        "dense",
+        "tiled",
+        "tiled",
+    ]
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    assert [loss.auto_takes(views, 128, mesh) for views in (2048, 8192)] == ["dense", "ring"]
+
+
+@pytest.mark.slow
+def test_the_kernel_is_compiled_and_modelled(capsys):
+    pytest.importorskip("libtpu", reason="compiling for TPU needs the libtpu wheel")
+    line = "loss --views=3000,4096 --features=128 --topology=v5e:2x2"
+    (found,) = loss.kernel_table(command.flags().parse_args(line.split()))
+    assert found["views"] == 4096
+    # 3 products of 1,024 rows with 4,096, in six passes of bfloat16.
+    expected = 1000 * 6 * 1024 * 4096 * 128 / (197e12 / 6)
+    np.testing.assert_allclose(found["pallas"]["products ms"], expected, rtol=1e-6)
+    # The loops know that rows meet themselves: half of their own block, less than the whole.
+    assert 0.8 * expected <= found["xla"]["products ms"] <= expected
+    for part in ("xla", "pallas"):
+        assert found[part]["memory ms"] > 0
+    # The kernel has its tiles on the chip, and needs no temporaries.
+    assert found["pallas"]["MiB"] < found["xla"]["MiB"] < 8
+    assert "MODELLED" in capsys.readouterr().out
 
 
 def test_a_peak_is_that_of_a_process_of_its_own():

@@ -43,6 +43,15 @@ def test_without_the_peer_it_says_so(capsys, monkeypatch):
         command.main(["metric", "--losses=NCE"])
 
 
+def test_every_family_runs():
+    """Loss and gradients of a few rows; of what has proxies, theirs too."""
+    for name in metric.OURS:
+        loss, gradients = metric.our_run(name, 8, 4)()
+        assert loss > 0, name
+        assert [g.shape for g in gradients] == [(8, 4), (2, 4)][: len(gradients)]
+        assert len(gradients) == 1 + (name in metric.WITH_PROXIES)
+
+
 def test_really_measured(capsys):
     """In a process of its own, without anything replaced; the batch is small, and so is what it takes."""
     line = "metric --losses=contrastive --rows=512 --features=8 --rounds=1 --gib=2"

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxcl import config as config_lib
 from jaxcl import data, experiment
 from jaxcl import mesh as mesh_lib
 from jaxcl.losses import nce
+from jaxcl.models.resnet import DEPTHS
 from jaxcl.plan import PlanError, chips, devices, golden, make, parse, plan, trace
 from jaxcl.plan.__main__ import main
 from jaxcl.state import TrainState
@@ -110,7 +112,10 @@ def test_a_tpu_multiplies_float32_in_passes():
     chip = chips.TPUS["v5e"]
     flops = {"bf16": 197e12, "f32 highest": 197e12 / 6}
     assert chip.seconds(flops) == pytest.approx(2.0)
-    assert chip.seconds({"f4": 1.0}) == 0.0  # an unknown rate gives no bound
+    # What has no rate takes none of the time of the others, and is told.
+    assert chip.seconds({"f4": 1e30, "bf16": 197e12}) == pytest.approx(1.0)
+    assert chip.unrated({"f4": 1.0, "bf16": 1.0}) == ("f4",)
+    assert chips.Chip("cpu", "cpu", 1).unrated({"f32": 1.0}) == ()
 
 
 # ------------------------------------------------------------------------------------------------------ libtpu, not here
@@ -348,6 +353,153 @@ def test_a_ring_by_formula(small_network):
     assert "embeddings of all devices" not in found.memory
 
 
+# --------------------------------------------------------------------------------------- by formula: a queue, shuffled keys
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Makes a config as it is but for its network, a ResNet of two narrow blocks on 32 pixels."""
+    monkeypatch.setitem(DEPTHS, 6, ((1, 0, 0, 1), False))
+
+    def config(name, **changes):
+        c = get_config(name)
+        c.model.name, c.model.width, c.model.stem = "resnet6", 1 / 32, "cifar"
+        c.views.ops.crop.size, c.data.image_size = 32, 40
+        c.update_from_flattened_dict(changes)
+        return config_lib.from_dict(c)
+
+    return config
+
+
+def sent(found):
+    """{(kind, source): {(bytes, devices): count}}"""
+    table = collections.defaultdict(dict)
+    for t in found.transfers:
+        c = t.collective
+        table[c.kind, c.source][c.bytes, c.devices] = t.count
+    return dict(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("moco_v1", 8),
+        ("moco_v2", 32),
+        pytest.param("moco_v1", 32, marks=pytest.mark.slow),
+        pytest.param("moco_v2", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_moco_by_formula(name, devices, narrow):
+    """The paper's eight GPUs, whose groups of 32 rows lie on one device, and 32, four of which have a group together."""
+    found = make(narrow(name), parse(f"gpu:{devices}xa100-80"), 0.0, print)
+    batch, keys, width = 256, 65536, 128
+    rows = batch // devices
+    memory = found.memory
+    # Keys, one label, age and validity of each slot, and the pointer.
+    assert memory["extra: queue"] == keys * (4 * width + 4 + 4 + 1) + 4
+    trained = memory["parameters: backbone"] + memory["parameters: head_projection"]
+    assert memory["extra: key_params"] == trained
+    assert memory["extra: key_stats"] == memory["batch statistics"]
+    # The queue takes the keys of all devices, with their labels; queries and their matrix stay at home.
+    assert memory["embeddings of all devices"] == batch * (4 * width + 4)
+    assert memory["activations, gradients (estimate)"] >= 4 * rows * keys
+    statistics = memory["batch statistics"]
+    table = sent(found)
+    assert table.pop(("all-reduce", "gradients")) == {(trained, devices): 1}
+    assert table.pop(("all-gather", "embeddings")) == {(batch * (4 * width + 4), devices): 1}
+    # The keys' images to their shuffled places, the keys back: each way takes two all-to-alls.
+    assert table.pop(("all-to-all", "shuffling BN")) == {
+        (rows * 32 * 32 * 3 * 4, devices): 2,
+        (rows * width * 4, devices): 2,
+    }
+    # Of the queries' pass and of the keys'.
+    running = table.pop(("all-reduce", "BatchNorm, running statistics"))
+    assert running == {(statistics, devices): 2}
+    if devices > 8:
+        assert table.pop(("all-reduce", "BatchNorm, forward")) == {(statistics, devices // 8): 2}
+        assert table.pop(("all-reduce", "BatchNorm, backward")) == {(statistics, devices // 8): 1}
+    assert not table
+
+
+@pytest.mark.parametrize(
+    ("name", "embeddings", "exchanges"),
+    [
+        # The batch's keys are candidates, and enter the queue with their label.
+        ("supcon_moco", 256 * (128 * 4 + 4), 2),
+        # Queries of both views look at the keys of the other.
+        ("moco_v3_r50_tpu", 4096 * 2 * 256 * 4, 0),
+        # Three keys of an image in three heads, of each of which one key enters a queue.
+        ("looc_imagenet100", 256 * (3 * 128 * 4 + 4), 3 * 2),
+    ],
+)
+@pytest.mark.slow
+def test_what_other_methods_with_keys_send(name, embeddings, exchanges, narrow):
+    found = make(narrow(name), parse("gpu:8xa100-80"), 0.0, print)
+    table = sent(found)
+    assert table["all-gather", "embeddings"] == {(embeddings, 8): 1}
+    images = found.batch_size // 8 * 32 * 32 * 3 * 4
+    assert table.get(("all-to-all", "shuffling BN"), {}).get((images, 8), 0) == exchanges
+
+
+@pytest.mark.slow
+def test_a_matrix_that_is_dense_on_a_gpu_and_not_on_the_cpu_that_traces_it(narrow):
+    """Of 64 queries and 65,536 keys, twice 16 MiB: two copies would be too much for a CPU."""
+    plans = [
+        make(narrow("moco_v2", **{"method.queue_size": k}), parse("gpu:4xa100-80"), 0.0, print)
+        for k in (64, 65536)
+    ]
+    few, many = (p.memory["activations, gradients (estimate)"] for p in plans)
+    assert many - few >= 0.9 * 2 * 4 * 64 * 65536
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 16])
+def test_micro_batches_send_by_formula_what_the_compiler_sends(groups, narrow):
+    """Gradients after each of four, and for statistics of the whole batch those of all sweeps."""
+    changes = {
+        "batch_size": 32,
+        "micro_batch": 8,
+        "model.bn_groups": groups,
+        "model.dtype": "float32",
+    }
+    config = narrow("simclr_tpu", **changes)
+
+    def reduced(topology):
+        found = make(config, parse(topology), 0.0, print)
+        every = [t for t in found.transfers if t.collective.kind == "all-reduce"]
+        return sum(t.count * t.collective.bytes for t in every), sent(found)
+
+    compiled, _ = reduced("cpu:4")
+    formula, table = reduced("gpu:4xh100")
+    assert formula == pytest.approx(compiled, rel=0.03)
+    (((size, devices), count),) = table["all-reduce", "gradients of micro-batches"].items()
+    assert (devices, count) == (4, 4)
+    assert size > 4 * 1000
+    assert (("all-reduce", "BatchNorm, backward, of micro-batches") in table) == (groups == 1)
+
+
+@pytest.mark.slow
+def test_groups_that_do_not_fit_the_devices(narrow):
+    """12 groups on 8 devices: the rows' means travel, of each layer [N, C] twice."""
+    config = narrow("moco_v2", batch_size=192, **{"model.bn_groups": 12})
+    found = make(config, parse("gpu:8xa100-80"), 0.0, print)
+    rows = 192 * found.memory["batch statistics"]
+    table = sent(found)
+    assert table["all-gather", "BatchNorm, forward"] == {(rows, 8): 2}
+    assert table["all-gather", "BatchNorm, backward"] == {(rows, 8): 1}
+
+
+@pytest.mark.slow
+def test_moco_that_the_compiler_refuses(monkeypatch, narrow):
+    def gives_up(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 9.5G of 3G hbm.")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", gives_up)
+    found = make(narrow("moco_v2"), parse("cpu:8"), 0.0, print)
+    assert found.notes[0].startswith("The compiler refuses the program")
+    assert ("all-to-all", "shuffling BN") in sent(found)
+
+
 def test_products_of_resnet50_against_the_hand(formula):
     """Forward, and backward twice that but for the first convolution, whose input needs no gradient."""
     forward, first = FLOPS
@@ -357,7 +509,9 @@ def test_products_of_resnet50_against_the_hand(formula):
     assert formula.flops["bf16"] == pytest.approx(256 * (3 * forward - first), rel=1e-3)
     seconds = formula.seconds
     assert seconds["products"] >= formula.flops["bf16"] / 312e12
-    assert seconds["step"] == max(seconds["products"], seconds["links"])
+    assert seconds["step"] == max(seconds[part] for part in ("products", "memory", "links"))
+    # The compiler for v5e arrives at 320 MB for each image of a device.
+    assert formula.moved / 256 == pytest.approx(4.0e8, rel=0.25)
 
 
 def test_activations_of_resnet50_are_what_one_knows_of_it(formula):
@@ -379,8 +533,33 @@ def test_activations_of_a_chain():
     found = trace.estimate(traced)
     array = rows * width * 4
     assert 3 * array <= found.kept <= 6 * array
+    # Forward x is read, x w written, and of it tanh made, which is 4 arrays; backward the gradient of x w is made of that of
+    # tanh, and read for both gradients, of which that of x is written, and x is read: 7.
+    assert 3 * 8 * array <= found.moved <= 3 * 11 * array
     # Three products forward, three and two (x needs no gradient) backward.
     assert found.flops == {"f32": (3 + 3 + 2) * 2 * rows * width * width}
+
+
+def test_traffic_with_memory():
+    """A product, an element-wise function that a second product reads, the two sums of a BatchNorm, a loop, a row of a table."""
+    n = 4 * 64 * 64
+
+    def moved(f, *shapes):
+        return trace.moved(jax.make_jaxpr(f)(*(jnp.ones(s) for s in shapes)).jaxpr)
+
+    square, row = (64, 64), (64,)
+    assert moved(lambda x, y: x @ y, square, square) == 3 * n
+    # x @ y is written and read, its tanh too.
+    assert moved(lambda x, y: jnp.tanh(x @ y) @ y, square, square) == (3 + 2 + 3) * n
+    # Both sums read x once; each is one number for a column.
+    sums = moved(lambda x: (x.sum(0), (x * x).sum(0)), square)
+    assert sums == n + 2 * 4 * 64
+
+    def scan(x, y):
+        return jax.lax.scan(lambda x, _: (x @ y, None), x, None, length=5)[0]
+
+    assert moved(scan, square, square) == 5 * 3 * n
+    assert moved(lambda x, i: x[i.astype(int)], (4096, 64), row) <= 2 * n + 20 * 4 * 64
 
 
 def test_products_of_traced_loops():
@@ -425,12 +604,40 @@ def test_the_loss_sees_the_devices_of_the_program(monkeypatch, small_network):
     assert set(seen) == {(128, 128, 4, 4, "cpu")}
 
 
-def test_the_step_lowers_for_cuda(small_network):
+@pytest.mark.parametrize(
+    ("impl", "kernel", "expected"),
+    [("auto", "auto", "dense"), ("ring", "auto", "ring"), ("auto", "pallas", "tiled")],
+)
+def test_the_loss_takes_the_form_that_the_configuration_says(impl, kernel, expected, small_network):
+    config = tiny(**{"mesh.loss_impl": impl, "mesh.loss_kernel": kernel})
+    built, batch = plan.build(config, mesh_lib.make_mesh(jax.devices()[:4]), plan.facts(config))
+    with nce.watched() as matrices:
+        program = built.step.trace(built.state, batch).jaxpr
+    assert {matrix.form for matrix in matrices} == {expected}
+    assert ("pallas_call" in str(program)) == (kernel == "pallas")
+
+
+def lowered_for_cuda(config):
     mesh = mesh_lib.make_mesh()
-    built, batch = plan.build(tiny(), mesh, plan.facts(tiny()))
-    text = built.step.trace(built.state, batch).lower(lowering_platforms=("cuda",)).as_text()
+    built, batch = plan.build(config, mesh, plan.facts(config))
+    return built.step.trace(built.state, batch).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_small_step_lowers_for_cuda(small_network):
+    text = lowered_for_cuda(tiny())
     assert "stablehlo.convolution" in text
     assert "mhlo.num_partitions = 8" in text
+
+
+@pytest.mark.slow
+def test_the_step_of_resnet50_lowers_for_cuda():
+    """The whole of it, as `configs/simclr_tpu.py` has it: tracing only."""
+    text = lowered_for_cuda(config_lib.from_dict(get_config("simclr_tpu")))
+    assert "mhlo.num_partitions = 8" in text
+    lines = [line for line in text.splitlines() if "xbf16>" in line]
+    # Each forward, and two for it backward, but for the first, whose images need no gradient; 36 are of one pixel.
+    assert sum("stablehlo.convolution" in line for line in lines) == 3 * (53 - 36) - 1
+    assert sum("stablehlo.dot_general" in line for line in lines) >= 3 * 36
 
 
 # -------------------------------------------------------------------------------------------------- page, JSON, records
@@ -453,7 +660,7 @@ SMALL = (
 
 
 @OLD_LOADER
-def test_the_command(capsys, tmp_path, small_network):
+def test_the_command(capsys, tmp_path, small_network, monkeypatch):
     path, record = tmp_path / "plan.json", tmp_path / "golden.json"
     flags = (*SMALL, "--topology=gpu:4xl4", f"--json={path}", f"--golden={record}")
     out = run(capsys, *flags, "--write_golden").out
@@ -465,16 +672,24 @@ def test_the_command(capsys, tmp_path, small_network):
     assert found["needed_bytes"] == sum(found["memory"].values())
     assert found["spare_bytes"] == 24_000_000_000 - found["needed_bytes"]
     assert {c["kind"] for c in found["collectives"]} == {"all-reduce", "all-gather"}
+    assert found["modelled_seconds"]["memory"] > 0
     # The record holds; a number further from it than 5 % does not, nor does a plan without one.
-    run(capsys, *flags)
+    config = pathlib.Path("configs/quickstart.py").absolute()
+    monkeypatch.chdir(tmp_path)
+    main([f"--config={config}", *SMALL, "--topology=gpu:4xl4", f"--golden={record}"])
+    # Unless told otherwise, everything is written here, and a line says so.
+    assert "plan-quickstart-gpu-4xl4.json" in capsys.readouterr().err
+    assert json.loads((tmp_path / "plan-quickstart-gpu-4xl4.json").read_text()) == found
+    (tmp_path / "plan-quickstart-gpu-4xl4.json").unlink()
     records = json.loads(record.read_text())
     (by_name,) = records.values()
     (numbers,) = by_name.values()
     numbers["sent bytes"] *= 1.06
     record.write_text(json.dumps(records))
     with pytest.raises(SystemExit) as stop:
-        run(capsys, *flags)
+        main([f"--config={config}", *SMALL, "--topology=gpu:4xl4", f"--golden={record}", "--json="])
     assert stop.value.code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "golden.json"}
     assert "sent bytes" in capsys.readouterr().err
 
 
@@ -500,10 +715,7 @@ def test_weak_scaling(capsys, tmp_path, small_network):
         (["--topology=h100", "--write_golden"], "--write_golden needs --golden=FILE"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, message, monkeypatch):
-    if "--write_golden" in arguments:
-        monkeypatch.setattr("jaxcl.plan.__main__.make", lambda *a: None)
-        monkeypatch.setattr("jaxcl.plan.__main__.page.page", lambda *a: "")
+def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, message):
     with pytest.raises(SystemExit, match=message) as stop:
         run(capsys, *arguments)
     assert "(--traceback shows where)" in str(stop.value)

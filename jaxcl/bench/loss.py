@@ -1,13 +1,15 @@
 """NT-Xent, ``python -m jaxcl.bench loss``: memory and time of the loss with its gradient side by side.
 
 The formula as one writes it down and leaves to JAX ("plain"), and the forms of jaxcl; on several devices too, and beside the
-losses of lightly and pytorch-metric-learning where these are installed.
+losses of lightly and pytorch-metric-learning where these are installed. The Pallas kernel has columns on a TPU; what it and the
+loops of XLA come to on one can be compiled and modelled without (``--topology``).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import math
 import time
@@ -35,6 +37,8 @@ from jaxcl.bench.timing import (
 from jaxcl.losses import nce
 
 FORMS: tuple[nce.Form, ...] = ("dense", "tiled", "ring")
+KERNEL: nce.Kernel = "pallas"
+WALKS: tuple[nce.Kernel, ...] = ("xla", KERNEL)
 PLAIN_FLOP = 6  # times views^2 * features: the matrix, and its two gradients
 JAXCL_FLOP = 4  # one gradient serves both sides; tiles are made twice, but only half of them
 PRODUCT_SIZE = 2048
@@ -59,10 +63,24 @@ def plain_nt_xent(z: jax.Array, temperature: float = 0.1) -> jax.Array:
 
 
 def loss_and_gradient(form: Any, mesh: Mesh | None = None) -> Any:
-    """The jitted NT-Xent with its gradient; form "plain" is the yardstick."""
+    """The jitted NT-Xent with its gradient; "plain" is the yardstick, "pallas" tiles or a ring by the kernel."""
     if form == "plain":
         return jax.jit(jax.value_and_grad(plain_nt_xent))
-    return jax.jit(jax.value_and_grad(lambda z: losses.nt_xent(z, impl=form, mesh=mesh)))
+    how = {"kernel": KERNEL} if form == KERNEL else {"impl": form}
+    return jax.jit(jax.value_and_grad(lambda z: losses.nt_xent(z, mesh=mesh, **how)))
+
+
+def auto_takes(views: int, features: int, mesh: Mesh | None = None) -> nce.Form:
+    """The form of a call that names none."""
+    z = jax.ShapeDtypeStruct((views // 2, 2, features), jnp.float32)
+    with nce.watched() as matrices:
+        jax.eval_shape(lambda z: losses.nt_xent(z, mesh=mesh), z)
+    return matrices[0].form
+
+
+def kernels() -> tuple[str, ...]:
+    """The Pallas kernel where it runs: on a CPU it is interpreted, and a time would say nothing."""
+    return (KERNEL,) if jax.default_backend() == "tpu" else ()
 
 
 def temporary_mib(form: str, views: int, features: int, mesh: Mesh | None = None) -> float:
@@ -127,8 +145,13 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     found["peak"] = peak_table(options)
     found["time"] = time_table(options, found["peak"])
     found["devices"] = device_table(options, mesh) if len(devices) > 1 else []
+    found["kernel"] = kernel_table(options) if options.topology else []
     if options.run:
         found["run"] = real_run(options.run, options.features)
+    if not kernels():
+        print(
+            "\nthe Pallas kernel has columns on a TPU; --topology=v5e:2x4 compiles it here, and models its time"
+        )
     if not peers():
         print("\nlightly, pytorch-metric-learning: not installed (tests/peers/requirements.txt)")
     found["load after"] = load_after()
@@ -201,19 +224,20 @@ def time_table(
 ) -> list[dict[str, Any]]:
     """One device: milliseconds of the yardstick, and ratios to it; peers where they fit."""
     print("\ntime on one device: plain in ms, the others as shares of it, median [95 %]")
-    columns = ["plain ms", "dense", "tiled", "auto takes", "its product rate", *peers()]
+    forms = ("dense", "tiled", *kernels())
+    columns = ["plain ms", *forms, "auto takes", "its product rate", *peers()]
     print(row_of_text("views", columns))
     table = []
     for views, peak in zip(options.views, peaks, strict=True):
         z = random_views(views, options.features)
         fitting = [name for name in peers() if peak[name] < math.inf]
-        names = ["plain", "dense", "tiled", *fitting]
+        names = ["plain", *forms, *fitting]
         array = jnp.asarray(z)
-        runs = [waiting(loss_and_gradient(form), array) for form in names[:3]]
+        runs = [waiting(loss_and_gradient(form), array) for form in ("plain", *forms)]
         runs += [peer_run(name, z) for name in fitting]
         seconds = interleaved([*runs, product_rate()], options.rounds)
         ratios = {n: ratio_of(s, seconds[0]) for n, s in zip(names, seconds, strict=False)}
-        auto = nce.choose(views, views, platform=jax.default_backend())
+        auto = auto_takes(views, options.features)
         product = 2 * PRODUCT_SIZE**3 / np.asarray(seconds[-1])
         work = JAXCL_FLOP * views**2 * options.features
         rate = float(np.median(work / np.asarray(seconds[names.index(auto)]) / product))
@@ -222,7 +246,7 @@ def time_table(
             {"views": views, "plain ms": milliseconds, "auto": auto, "product rate": rate}
             | {name: dataclasses.asdict(ratio) for name, ratio in ratios.items()}
         )
-        cells = [f"{milliseconds:.1f}", str(ratios["dense"]), str(ratios["tiled"]), auto]
+        cells = [f"{milliseconds:.1f}", *(str(ratios[form]) for form in forms), auto]
         others = [str(ratios[name]) if name in fitting else "does not fit" for name in peers()]
         print(row_of_text(views, [*cells, f"{rate:.0%}", *others]))
     print(
@@ -236,23 +260,74 @@ def time_table(
 def device_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]]:
     """Several devices: ratios to the plain form on the same sharded batch."""
     print(f"\ntime on {mesh.size} devices: as above, the plain form being partitioned by XLA")
-    print(row_of_text("views", ["plain ms", *FORMS, "auto takes"]))
+    forms = (*FORMS, *kernels())
+    print(row_of_text("views", ["plain ms", *forms, "auto takes"]))
     table = []
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     for views in options.views:
         if views // 2 % mesh.size:
             continue
         z = jax.device_put(random_views(views, options.features), sharding)
-        runs = [waiting(loss_and_gradient(form, mesh), z) for form in ("plain", *FORMS)]
+        runs = [waiting(loss_and_gradient(form, mesh), z) for form in ("plain", *forms)]
         seconds = interleaved(runs, options.rounds)
-        ratios = {form: ratio_of(s, seconds[0]) for form, s in zip(FORMS, seconds[1:], strict=True)}
-        auto = nce.choose(views, views, mesh.size, platform=jax.default_backend())
+        ratios = {form: ratio_of(s, seconds[0]) for form, s in zip(forms, seconds[1:], strict=True)}
+        auto = auto_takes(views, options.features, mesh)
         plain = 1000 * float(np.median(seconds[0]))
         table.append(
             {"views": views, "plain ms": plain, "auto": auto}
             | {form: dataclasses.asdict(ratio) for form, ratio in ratios.items()}
         )
-        cells = [f"{plain:.1f}", *(str(ratios[form]) for form in FORMS), auto]
+        cells = [f"{plain:.1f}", *(str(ratios[form]) for form in forms), auto]
+        print(row_of_text(views, cells))
+    return table
+
+
+def kernel_table(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A ring on a TPU slice, its tiles walked by loops of XLA and by the kernel: compiled, and its time modelled.
+
+    Products and traffic of the loops are counted in the compiled program. Of the kernel, which the compiler does not look into,
+    they are those of its grid: all tiles, of which each column of keys is read once for each row of tiles.
+    """
+    # Not at the top: each peak is that of a new process, which has no need of them.
+    from jaxcl.plan import hlo, parse
+    from jaxcl.plan.cost import cost
+    from jaxcl.plan.devices import devices as plan_devices
+
+    topology = parse(options.topology)
+    chip, devices = topology.chip, topology.devices
+    mesh = Mesh(
+        np.array(plan_devices(topology, 600.0, print)), ("data",), axis_types=(AxisType.Auto,)
+    )
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    print(
+        f"\na ring on {options.topology}: compiled, not run; ms of products and of memory MODELLED"
+    )
+    columns = ["xla MiB", "products", "memory", "pallas MiB", "products", "memory"]
+    print(row_of_text("views", columns))
+    table = []
+    for views in options.views:
+        rows = views // devices
+        if views // 2 % devices or rows % 128:
+            continue
+        z = jax.ShapeDtypeStruct((views // 2, 2, options.features), jnp.float32, sharding=sharding)
+        line: dict[str, Any] = {"views": views}
+        for kernel in WALKS:
+            loss = functools.partial(losses.nt_xent, impl="ring", kernel=kernel, mesh=mesh)
+            compiled: Any = jax.jit(jax.value_and_grad(loss)).lower(z).compile()
+            counted = cost(hlo.parse(compiled.as_text()))
+            work, bytes_moved = dict(counted.flops), counted.moved
+            if kernel == KERNEL:
+                # Forward one product, backward two.
+                work = {"f32 highest": 3 * 2 * rows * views * options.features}
+                passes = -(-rows // nce.TILE) * views * options.features * 4
+                bytes_moved += 2 * passes
+            line[kernel] = {
+                "MiB": compiled.memory_analysis().temp_size_in_bytes / MIB,
+                "products ms": 1000 * chip.seconds(work),
+                "memory ms": 1000 * bytes_moved / chip.bandwidth,
+            }
+        table.append(line)
+        cells = [f"{value:,.3f}" for kernel in WALKS for value in line[kernel].values()]
         print(row_of_text(views, cells))
     return table
 
@@ -285,6 +360,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=11, help="pairs of runs for every ratio")
     parser.add_argument("--devices", type=int, default=8, help="virtual devices on CPU; 1: no mesh")
+    parser.add_argument(
+        "--topology", default="", help="a TPU slice, such as v5e:2x4, for the table of kernels"
+    )
     parser.add_argument("--run", type=int, default=0, help="views of one real run, e.g. 131072")
     parser.add_argument(
         "--peer_gib", type=float, default=4, help="what a run of the peak table may take"

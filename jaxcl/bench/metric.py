@@ -37,13 +37,26 @@ OURS: dict[str, Callable[..., jax.Array]] = {
     "triplet, all": losses.triplet,
     "triplet, semi-hard": functools.partial(losses.triplet, mining="semihard"),
     "triplet, batch-hard": functools.partial(losses.triplet, mining="batch_hard"),
+    "margin": losses.margin_loss,
     "multi-similarity": losses.multi_similarity,
+    "multi-similarity, mined": functools.partial(
+        losses.multi_similarity, mining="multi_similarity"
+    ),
+    "lifted structure": losses.lifted_structure,
     "NCA": losses.nca,
+    "circle": losses.circle,
+    "FastAP": losses.fast_ap,
+    "NT-Xent": losses.nt_xent_pairs,
+    "proxy-NCA": losses.proxy_nca,
+    "proxy-anchor": losses.proxy_anchor,
+    "ArcFace": losses.arcface,
 }
+"""One of each family; those of `WITH_PROXIES` are given one vector of each class."""
+WITH_PROXIES = ("proxy-NCA", "proxy-anchor", "ArcFace")
 
 
-def peer_loss(name: str) -> Callable[[Any, Any], Any]:
-    """The peer's loss of rows and labels that is the one of that name."""
+def peer_loss(name: str, classes: int, features: int) -> Callable[[Any, Any], Any]:
+    """The peer's loss of rows and labels that is the one of that name; its proxies, if any, are its own."""
     from pytorch_metric_learning import losses as peer
     from pytorch_metric_learning import miners
 
@@ -55,8 +68,20 @@ def peer_loss(name: str) -> Callable[[Any, Any], Any]:
             miners.TripletMarginMiner(0.2, type_of_triplets="semihard"),
         ),
         "triplet, batch-hard": lambda: (peer.TripletMarginLoss(0.2), miners.BatchHardMiner()),
+        "margin": lambda: (peer.MarginLoss(), None),
         "multi-similarity": lambda: (peer.MultiSimilarityLoss(), None),
+        "multi-similarity, mined": lambda: (
+            peer.MultiSimilarityLoss(),
+            miners.MultiSimilarityMiner(),
+        ),
+        "lifted structure": lambda: (peer.LiftedStructureLoss(), None),
         "NCA": lambda: (peer.NCALoss(), None),
+        "circle": lambda: (peer.CircleLoss(), None),
+        "FastAP": lambda: (peer.FastAPLoss(), None),
+        "NT-Xent": lambda: (peer.NTXentLoss(0.1), None),
+        "proxy-NCA": lambda: (peer.ProxyNCALoss(classes, features), None),
+        "proxy-anchor": lambda: (peer.ProxyAnchorLoss(classes, features), None),
+        "ArcFace": lambda: (peer.ArcFaceLoss(classes, features), None),
     }
     loss, miner = made[name]()
     return lambda z, labels: loss(z, labels, miner(z, labels) if miner else None)
@@ -69,10 +94,20 @@ def batch(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def our_run(name: str, rows: int, features: int) -> Callable[[], Any]:
-    """Loss and gradient, compiled."""
+    """Loss and gradients, compiled."""
     z, labels = (jnp.asarray(x) for x in batch(rows, features))
-    step = jax.jit(jax.value_and_grad(OURS[name])).lower(z, labels).compile()
-    return lambda: jax.block_until_ready(step(z, labels))
+    given: tuple[jax.Array, ...] = (z, labels)
+    trained: tuple[int, ...] = (0,)
+    if name in WITH_PROXIES:
+        proxies = losses.random_proxies(jax.random.key(0), classes_of(rows), features)
+        given, trained = (z, labels, proxies), (0, 2)
+    step = jax.jit(jax.value_and_grad(OURS[name], argnums=trained)).lower(*given).compile()
+    return lambda: jax.block_until_ready(step(*given))
+
+
+def classes_of(rows: int) -> int:
+    """Classes in a batch."""
+    return -(-rows // PER_CLASS)
 
 
 def peer_run(name: str, rows: int, features: int) -> Callable[[], Any]:
@@ -80,7 +115,7 @@ def peer_run(name: str, rows: int, features: int) -> Callable[[], Any]:
     import torch
 
     z, labels = (torch.tensor(x) for x in batch(rows, features))
-    labels, loss = labels.long(), peer_loss(name)
+    labels, loss = labels.long(), peer_loss(name, classes_of(rows), features)
 
     def run() -> Any:
         leaf = z.detach().requires_grad_()

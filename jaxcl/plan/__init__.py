@@ -4,6 +4,16 @@
 """
 
 from jaxcl.plan.chips import Chip, PlanError, Topology, parse
-from jaxcl.plan.plan import Plan, make, weak_scaling
+from jaxcl.plan.plan import Plan, build, facts, make, weak_scaling
 
-__all__ = ["Chip", "Plan", "PlanError", "Topology", "make", "parse", "weak_scaling"]
+__all__ = [
+    "Chip",
+    "Plan",
+    "PlanError",
+    "Topology",
+    "build",
+    "facts",
+    "make",
+    "parse",
+    "weak_scaling",
+]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     logging.set_verbosity(logging.WARNING)
     try:
+        if options.write_golden and not options.golden:
+            raise PlanError("--write_golden needs --golden=FILE")
         config = _config(rest)
         topology = parse(options.topology, options.megacore)
         # Nothing runs on a device, and a TPU or GPU of this machine may be busy with a training.
@@ -38,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             plans = [make(config, topology, options.wait, progress.print)]
             console.print(page.page(plans[0], options.rows))
-        if options.json:
+        path = _json_name(plans[-1], options.weak_scaling) if options.json is None else options.json
+        if path:
             tables: Any = [plan.to_dict() for plan in plans]
             text = json.dumps(tables if options.weak_scaling else tables[0], indent=2)
-            epath.Path(options.json).write_text(text + "\n")
+            epath.Path(path).write_text(text + "\n")
+            progress.print(f"everything that is known of it: {path}")
         far = _against_record(plans, options.golden, options.write_golden, progress)
     except (ValueError, OSError, flags.Error) as error:
         if options.traceback:
@@ -70,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="plan the same share of the batch on 1, 2, 4, ... chips, up to those of the topology",
     )
-    parser.add_argument("--json", default="", help="where to write everything that is known")
+    parser.add_argument(
+        "--json",
+        help="where to write everything that is known; plan-NAME-TOPOLOGY.json here unless told otherwise, nowhere for ''",
+    )
     parser.add_argument("--rows", type=int, default=12, help="kinds of collectives on the page")
     parser.add_argument(
         "--golden",
@@ -88,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
+
+
+def _json_name(plan: Plan, weak_scaling: bool) -> str:
+    """The file of a plan, in the current directory."""
+    name = f"plan-{plan.name}-{plan.topology.text}{'-weak-scaling' if weak_scaling else ''}"
+    return re.sub(r"[^\w.-]+", "-", name) + ".json"
 
 
 def _config(arguments: Sequence[str]) -> config_lib.Config:
@@ -110,8 +124,6 @@ def _config(arguments: Sequence[str]) -> config_lib.Config:
 def _against_record(plans: Sequence[Plan], path: str, record: bool, progress: Console) -> bool:
     """Compares plans with their records, or makes these; returns whether any is too far from its own."""
     if not path:
-        if record:
-            raise PlanError("--write_golden needs --golden=FILE")
         return False
     far = False
     for plan in plans:

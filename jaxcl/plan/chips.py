@@ -34,10 +34,12 @@ class Chip:
     link: float = 0.0
 
     def seconds(self, flops: Mapping[str, float]) -> float:
-        """The least time for so many operations of each type; 0 if a rate is unknown."""
-        if any(kind not in self.flops for kind in flops):
-            return 0.0
-        return sum(count / self.flops[kind] for kind, count in flops.items())
+        """The least time for so many operations of each type; those whose rate is unknown are left out (`unrated`)."""
+        return sum(count / self.flops[kind] for kind, count in flops.items() if kind in self.flops)
+
+    def unrated(self, flops: Mapping[str, float]) -> tuple[str, ...]:
+        """The types of operations whose rate is unknown, if any is known."""
+        return tuple(sorted(set(flops) - set(self.flops))) if self.flops else ()
 
 
 def _tpu(name: str, memory: float, tera: float, bandwidth: float, link: float) -> Chip:

@@ -38,7 +38,7 @@ _READS_A_PART = ("slice", "dynamic-slice", "gather")
 # Calls of the compiler's own that make no products.
 _NO_PRODUCTS = (
     *("AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast", "AllocateBuffer"),
-    *("GatherScatterIndicesBitpacked", "TopK", "Sharding"),
+    *("GatherScatterIndicesBitpacked", "AssumeGatherIndicesInBound", "TopK", "Sharding"),
 )
 
 

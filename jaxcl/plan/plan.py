@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +13,12 @@ from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.data import LabelTree
 from jaxcl.losses import nce
+from jaxcl.models import gradient_cache
 from jaxcl.plan import devices as devices_lib
 from jaxcl.plan import hlo, trace
 from jaxcl.plan.chips import PlanError, Topology
 from jaxcl.plan.cost import Collective, Cost, cost
-from jaxcl.state import host_crop
+from jaxcl.plan.traffic import dense_bytes, traffic
 
 EXAMPLES = 1_281_167
 CLASSES = 1000
@@ -163,7 +163,9 @@ def facts(config: Config) -> Facts:
     c = config.data
     if c.name in BUILT_IN:
         source = data.load(c, "train")
-        return Facts(len(source), data.image_shape(source, c), data.by_path(source).tree)
+        return Facts(
+            len(source), data.image_shape(source, c), experiment.labelled(config, source).tree
+        )
     if not c.image_size:
         raise PlanError(
             "data.image_size=0 takes the size of the images from the data, which a plan does not open: set"
@@ -213,6 +215,7 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
         )
     counted = cost(hlo.parse(compiled.as_text()))
     notes += [f"Not counted: {what} ({n} times)." for what, n in counted.unknown.items()]
+    notes += without_rate(topology, counted.flops)
     return Plan(
         name=config.name,
         network=network(config),
@@ -229,14 +232,26 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
 
 
 def build(
-    config: Config, mesh: jax.sharding.Mesh, known: Facts
+    config: Config, mesh: jax.sharding.Mesh, known: Facts, devices: int = 1
 ) -> tuple[experiment.Experiment, dict[str, jax.ShapeDtypeStruct]]:
-    """The experiment and the shapes of its batches."""
+    """The experiment and the shapes of its batches.
+
+    Of so many devices it is the share of one: a part of the batch, and the groups of BatchNorm that lie in it. Its method is that
+    of the whole.
+    """
     config = config.for_labels(known.tree).for_run(known.examples, known.tree.depth)
+    steps = config.total_steps(known.examples)
     steps_per_epoch = max(1, known.examples // config.batch_size)
-    built = experiment.build(
-        config, mesh, known.shape, config.total_steps(known.examples), steps_per_epoch
-    )
+    method = config.build_method()
+    if devices > 1:
+        groups = max(1, config.model.bn_groups // devices)
+        config = dataclasses.replace(
+            config,
+            batch_size=config.batch_size // devices,
+            micro_batch=config.micro_batch // devices,
+            model=dataclasses.replace(config.model, bn_groups=groups),
+        )
+    built = experiment.build(config, mesh, known.shape, steps, steps_per_epoch, method)
     batch = experiment.batch_shapes(config, mesh, built.method, known.shape, known.tree.depth)
     return built, batch
 
@@ -245,55 +260,36 @@ def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
     """A plan without a compiler for the devices.
 
     State and batch are exact. Products and activations are counted in the traced program of one device's share of the
-    batch, activations by a model of what is kept (`trace`). Collectives are those of data parallelism: the gradients, the sums
-    of BatchNorm over the global batch, and the embeddings, which every device needs of all.
+    batch, activations by a model of what is kept (`trace`). Collectives are those of data parallelism (`traffic`).
     """
     count = topology.devices
     mesh_lib.check_batch_size(count, config.batch_size)
-    share = dataclasses.replace(
-        config,
-        batch_size=config.batch_size // count,
-        micro_batch=-(-config.micro_batch // count),
-        model=dataclasses.replace(config.model, bn_groups=max(1, config.model.bn_groups // count)),
+    pieces = gradient_cache.count_pieces(
+        config.batch_size, config.micro_batch, config.model.groups_in_backbone, count
     )
     mesh = mesh_lib.make_mesh(jax.devices("cpu")[:1])
-    built, batch = build(share, mesh, known)
-    traced = built.step.trace(built.state, batch).jaxpr
+    built, batch = build(config, mesh, known, count)
+    with nce.watched() as matrices:
+        traced = built.step.trace(built.state, batch).jaxpr
     estimate = trace.estimate(traced)
-    own, gathered, matrix, form = 0, 0, 0, ""
-    if (z := embeddings(built, batch)) is not None:
-        rows = math.prod(z.shape[:-1])
-        own = rows * z.shape[-1] * z.dtype.itemsize
-        form = nce.choose(
-            rows * count, rows * count, count, z.dtype.itemsize, topology.chip.platform
-        )
-        gathered = own * count if form != "ring" else 0
-        if form == "dense":
-            # It has the rows of this device and the columns of all; the share has only its own columns. Two copies of it.
-            matrix = 2 * z.dtype.itemsize * rows * rows * (count - 1)
+    with nce.using(config.mesh.loss_impl, config.mesh.loss_kernel):
+        sent = traffic(built, batch, topology, config.model.bn_groups, pieces)
+    # The share has its own columns only, and takes the form of loss that suits one device.
+    others = max(0, sent.matrices - dense_bytes(matrices))
     memory = {
         **bytes_of_state(built.state),
         "input batch": bytes_of(batch),
         "next batch": bytes_of(batch),
-        "activations, gradients (estimate)": estimate.kept + matrix,
-        "embeddings of all devices": gathered if count > 1 else 0,
+        "activations, gradients (estimate)": estimate.kept + others,
+        "embeddings of all devices": sent.gathered,
     }
-    gradients = sum(v for k, v in memory.items() if k.startswith("parameters"))
-    statistics = memory.get("batch statistics", 0)
-    reduced = statistics if config.model.bn_groups < count else 0
-    collectives = [
-        ("all-reduce", gradients, 1, "gradients"),
-        ("all-reduce", reduced, 1, "BatchNorm, forward"),
-        ("all-reduce", reduced, 1, "BatchNorm, backward"),
-        ("all-gather", gathered, 1, "embeddings"),
-        # Round the ring in the forward pass, and again in the backward pass.
-        ("collective-permute", own if form == "ring" else 0, 2 * (count - 1), "embeddings"),
-    ]
     notes = [
         topology.note,
         known.note,
-        "By formula, not compiled: activations by a model of XLA's fusion, collectives as data parallelism needs them.",
+        "By formula, not compiled: activations and traffic with memory by a model of XLA's fusion, collectives as data parallelism"
+        " needs them.",
         *(f"Not counted: {what} ({n} times)." for what, n in estimate.unknown.items()),
+        *without_rate(topology, estimate.flops),
     ]
     return Plan(
         name=config.name,
@@ -303,32 +299,19 @@ def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
         compiled=False,
         versions=devices_lib.versions(),
         memory={k: v for k, v in memory.items() if v},
-        transfers=tuple(
-            Transfer(Collective(kind, (), size, count, source), times)
-            for kind, size, times, source in collectives
-            if size and count > 1
-        ),
+        transfers=tuple(Transfer(c, n) for c, n in sent.collectives.items()),
         flops=dict(estimate.flops),
-        moved=0.0,
+        moved=float(estimate.moved),
         notes=tuple(filter(None, notes)),
     )
 
 
-def embeddings(
-    built: experiment.Experiment, batch: Mapping[str, jax.ShapeDtypeStruct]
-) -> jax.ShapeDtypeStruct | None:
-    """The shape of the embeddings z[B,V,D] that a method's loss looks at, None for a method without."""
-    key = jax.random.key(0)
-
-    def z(state: Any, batch: Any) -> Any:
-        keys = jax.random.split(key, batch["image"].shape[0])
-        views = built.method.views(keys, batch["image"], host_crop(batch))
-        out = built.method.loss(
-            built.model.apply, state.params, state.batch_stats, state.extra, batch, views, key
-        )
-        return out.embeddings
-
-    return jax.eval_shape(z, built.state, dict(batch))
+def without_rate(topology: Topology, flops: Mapping[str, float]) -> list[str]:
+    """A note on products that take no part in the least time of a step, as nobody says how fast the chip makes them."""
+    return [
+        f"No rate is known of products in {kind} on {topology.chip.name}: the least time of a step is without them."
+        for kind in topology.chip.unrated(flops)
+    ]
 
 
 def bytes_of_state(state: Any) -> dict[str, int]:

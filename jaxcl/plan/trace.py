@@ -3,6 +3,11 @@
 For devices whose compiler is not here. A value is taken to be kept in memory if an operation makes it that cannot be fused
 into its readers (a product, a reduction, a sort, ...) or if a product reads it; element-wise values between are taken to be
 computed by each of their readers. That is how XLA's fusion mostly goes, and how cuDNN's convolutions read and write.
+
+What is kept is also what passes between the device and its memory: whatever makes such a value writes it, and reads those that
+it is computed from. Products read for themselves. Element-wise values that are computed from the same ones are taken to be made in
+one go, and so are reductions of the same ones or of some of them, as are the sums of a BatchNorm. Of a step of SimCLR with ResNet-50
+this comes to 1.3 times what the TPU compiler arrives at for v5e, which also makes sums where their terms are made.
 """
 
 import collections
@@ -25,6 +30,8 @@ _OWN = (
     *("all_gather", "psum", "ppermute", "all_to_all", "reduce_scatter", "optimization_barrier"),
 )
 _LOOPS = ("scan", "while", "cond", "pallas_call")
+_READ_A_PART = ("gather", "dynamic_slice")
+_WRITE_A_PART = ("scatter", "scatter-add", "dynamic_update_slice")
 
 
 @dataclasses.dataclass
@@ -34,18 +41,21 @@ class Estimate:
     Attributes:
       flops: operations of products by type of arithmetic, as in `cost.Cost`.
       kept: the most bytes that are kept at one time, beside arguments.
+      moved: bytes that are read and written.
       unknown: what could not be counted, in words.
     """
 
     flops: collections.Counter[str]
     kept: int
+    moved: int
     unknown: collections.Counter[str]
 
 
 def estimate(traced: ClosedJaxpr) -> Estimate:
     """Products and memory of a traced program as it stands: give it the share of one device."""
     unknown: collections.Counter[str] = collections.Counter()
-    return Estimate(flops(traced.jaxpr, unknown), kept(traced.jaxpr), unknown)
+    jaxpr = traced.jaxpr
+    return Estimate(flops(jaxpr, unknown), kept(jaxpr), moved(jaxpr), unknown)
 
 
 def flops(jaxpr: Jaxpr, unknown: collections.Counter[str]) -> collections.Counter[str]:
@@ -68,10 +78,22 @@ def flops(jaxpr: Jaxpr, unknown: collections.Counter[str]) -> collections.Counte
                 unknown["a loop of unknown length, counted once"] += 1
             total.update(inner)
         else:
-            times = eqn.params["length"] if name == "scan" else 1
+            times = _trips(eqn)
             for inner_jaxpr in _inner(eqn):
                 for kind, count in flops(inner_jaxpr, unknown).items():
                     total[kind] += times * count
+    return total
+
+
+def exchanged(jaxpr: Jaxpr) -> collections.Counter[int]:
+    """Bytes that a device gives to an all-to-all -> how often; loops by their trips."""
+    total: collections.Counter[int] = collections.Counter()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "all_to_all":
+            total[_bytes(eqn.invars[0])] += 1
+        for inner in _inner(eqn):
+            for size, count in exchanged(inner).items():
+                total[size] += _trips(eqn) * count
     return total
 
 
@@ -115,14 +137,51 @@ def kept(jaxpr: Jaxpr) -> int:
     return most
 
 
+def moved(jaxpr: Jaxpr) -> int:
+    """Bytes read from and written to memory, loops by their trips."""
+    steps = _flat(jaxpr)
+    read_by_products = {v for step in steps if step.name in _PRODUCTS for v in step.inputs}
+    read_by_products |= set(steps[-1].inputs)
+    # For each value the values in memory that it is computed from: itself if it is one.
+    sources: dict[Any, frozenset[Any]] = {}
+    reduced: set[frozenset[Any]] = set()
+    together: set[frozenset[Any]] = set()
+    total = 0
+    for step in steps[:-1]:
+        needed: frozenset[Any] = frozenset().union(
+            *(sources.get(v, frozenset({v})) for v in step.inputs)
+        )
+        reduces = step.name.startswith("reduce")
+        own = step.name in _PRODUCTS or step.name in _OWN or reduces
+        made = [out for out in step.outputs if own or out in read_by_products]
+        for out in step.outputs:
+            sources[out] = frozenset({out}) if out in made else needed
+        if step.name in _LOOPS:
+            total += step.through
+        elif step.name in _READ_A_PART:
+            total += 2 * sum(map(_bytes, made))
+        elif step.name in _WRITE_A_PART:
+            sizes = sorted(map(_bytes, step.inputs))
+            total += 2 * sum(sizes[:-1])
+        elif made:
+            total += sum(map(_bytes, made))
+            if step.name in _PRODUCTS:
+                total += sum(map(_bytes, needed))
+            else:
+                (reduced if reduces else together).add(needed)
+    together |= {some for some in reduced if not any(some < more for more in reduced)}
+    return total + sum(_bytes(value) for values in together for value in values)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """An equation with calls gone into; `inside` is what a loop keeps beside its results."""
+    """An equation with calls gone into; of a loop `inside` is what it keeps beside its results, and `through` what it moves."""
 
     name: str
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     inside: int
+    through: int
 
 
 class _Value:
@@ -169,12 +228,18 @@ def _inline(
                 tuple(v for v in inputs if v is not None),
                 tuple(names[v] for v in eqn.outvars),
                 max((kept(j) for j in _inner(eqn)), default=0),
+                _trips(eqn) * max((moved(j) for j in _inner(eqn)), default=0),
             )
         )
     results = [read(a) for a in jaxpr.outvars]
     if top:
-        steps.append(_Step("return", tuple(v for v in results if v is not None), (), 0))
+        steps.append(_Step("return", tuple(v for v in results if v is not None), (), 0, 0))
     return results
+
+
+def _trips(eqn: Any) -> int:
+    """How often a loop goes round, as far as that is known."""
+    return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _inner(eqn: Any) -> list[Jaxpr]:
@@ -189,7 +254,7 @@ def _inner(eqn: Any) -> list[Jaxpr]:
     return found
 
 
-def _bytes(value: _Value) -> int:
+def _bytes(value: Any) -> int:
     dtype = value.aval.dtype
     return math.prod(value.aval.shape) * dtype.itemsize
 
