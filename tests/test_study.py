@@ -1,5 +1,6 @@
 """Studies: what is run once and kept, what is refused, and the arithmetic of intervals and contrasts."""
 
+import base64
 import dataclasses
 import io
 import json
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_network
+from etils import epath
 from PIL import Image
 from scipy import stats as scipy_stats
 from sklearn.datasets import load_digits
@@ -25,6 +27,7 @@ from jaxcl.data import pipeline
 from jaxcl.report import figures
 from jaxcl.study import Cell, Contrast, Heat, Line, Metric, Study, StudyError, Verdict, cells
 from jaxcl.study import __main__ as command
+from jaxcl.study.results import as_json, collect
 from jaxcl.views import build_program, presets
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -210,7 +213,7 @@ def test_there_are_studies():
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_study_builds_all_its_cells(path):
+def test_every_study_builds_all_its_cells(path, tmp_path):
     made = study.load_study(path)
     configs = [made.config(cell, seed) for cell in made.cells for seed in made.seeds]
     assert len({json.dumps(config_lib.to_dict(c), sort_keys=True) for c in configs}) == len(configs)
@@ -220,6 +223,11 @@ def test_every_study_builds_all_its_cells(path):
         assert {contrast.metric, contrast.lower_metric or contrast.metric} <= scored
     tried = [made.config(cell, 0, steps=3) for cell in made.cells]
     assert {c.total_steps(1000) for c in tried} == {3}
+    # What is kept beside the page says nothing of the machine's folders.
+    kept = collect(made, epath.Path(tmp_path), made.seeds, {}, 0, {})
+    text = json.dumps(as_json(kept))
+    assert '"/' not in text
+    assert str(tmp_path) not in text
 
 
 def test_augmentations_change_one_branch_only():
@@ -336,6 +344,30 @@ def test_a_study_runs_and_leaves_its_files(fake_training, tmp_path):
     assert result.rows[0].images == 4 * 16
 
 
+def test_hypotheses_stand_first_and_apart(fake_training, tmp_path):
+    beside = Contrast("b", "a", "knn/class", paper="beside it")
+    primary = Contrast("a", "b", "knn/class", paper="what it is for", primary=True)
+    run(make(contrasts=[beside, primary]), tmp_path)
+    markdown = (tmp_path / "study.md").read_text()
+    page = (tmp_path / "study.html").read_text().split("<h2>", 1)[1]
+    for text, heads in (
+        (markdown, ("## Hypotheses, named beforehand", "## Values", "## Contrasts")),
+        (page, ("Hypotheses, named beforehand</h2>", "<h2>Contrasts</h2>", "<h2>Values</h2>")),
+    ):
+        places = [text.index(head) for head in heads]
+        assert places == sorted(places)
+        first, last = text.index("what it is for"), text.index("beside it")
+        assert places[0] < first < places[1]
+        assert text.index(heads[1 + (text is markdown)].replace("<h2>", "")) < last
+        assert text.count("what it is for") == text.count("beside it") == 1
+    stored = json.loads((tmp_path / "study.json").read_text())["contrasts"]
+    assert [c["primary"] for c in stored] == [False, True]
+    assert [c["verdict"] for c in stored] == [Verdict.HOLDS, Verdict.OPPOSITE]
+    run(make(contrasts=[beside]), tmp_path)
+    assert "Hypotheses" not in (tmp_path / "study.md").read_text()
+    assert "Hypotheses" not in (tmp_path / "study.html").read_text()
+
+
 def test_what_is_finished_is_not_run_again(fake, tmp_path):
     made = make()
     run(made, tmp_path, pattern="a")
@@ -437,6 +469,33 @@ def test_a_changed_cell_is_refused_and_its_keys_are_named(fake, tmp_path):
         run(make(base=base(**{"evaluation.temperature": 0.2})), tmp_path, seeds=(0,))
 
 
+def test_a_setting_that_came_later_is_no_change_at_its_default(fake, tmp_path):
+    """A cell of an older version lacks it; with another value it is another cell."""
+    run(make(["a"]), tmp_path, seeds=(0,))
+    path = tmp_path / "cells" / "a" / "seed-0" / "settings.json"
+    stored = json.loads(path.read_text())
+    del stored["optim"]["nesterov"], stored["method"]["projection"]["init_std"]
+    path.write_text(json.dumps(stored))
+    run(make(["a"]), tmp_path, seeds=(0,))
+    assert len(fake.calls) == 1
+    with pytest.raises(StudyError, match=r"optim\.nesterov: 'absent' there, True now"):
+        run(make(["a"], base=base(**{"optim.nesterov": True})), tmp_path, seeds=(0,))
+
+
+def test_floors_of_a_finished_cell_are_scored_afterwards(fake, tmp_path):
+    run(make(), tmp_path, seeds=(0, 1))
+    before = json.loads((tmp_path / "cells" / "a" / "seed-0" / "cell.json").read_text())
+    result, text = run(make(floors="a"), tmp_path, seeds=(0, 1))
+    assert "4 runs, 2 of them finished" in text
+    assert fake.calls[4:] == [(0.1, 0), (0.1, 1)]
+    assert result.row("untrained encoder").values["knn/class"] == pytest.approx({0: 0.2, 1: 0.21})
+    after = json.loads((tmp_path / "cells" / "a" / "seed-0" / "cell.json").read_text())
+    assert after == before | {"floors": after["floors"]}
+    run(make(floors="a"), tmp_path, seeds=(0, 1))
+    run(make(), tmp_path, seeds=(0, 1))
+    assert len(fake.calls) == 6
+
+
 def test_a_new_cell_and_a_new_seed_are_no_change(fake, tmp_path):
     run(make(["a"]), tmp_path, seeds=(0,))
     run(make(["a", "b"]), tmp_path, seeds=(0, 3))
@@ -484,6 +543,37 @@ def test_measures_are_taken_once_and_added_to_finished_cells(fake, tmp_path):
     assert result.failed["a, seed 0"] == "RuntimeError: cannot be measured"
 
 
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """A measure that leaves a picture of a colour of its own for each run."""
+
+    name: str = "drawn"
+
+    def __call__(self, workdir, config):
+        colour = (round(100 * config.method["temperature"]), config.seed, 7)
+        Image.new("RGB", (2, 1), colour).save(pathlib.Path(workdir) / "drawn.png")
+        return {}
+
+
+def test_pictures_of_cells_stand_in_the_page_and_are_linked(fake_training, tmp_path):
+    """Of each cell that of its first seed."""
+    run(make(measures=[Draws()], seeds=(1, 2)), tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    links = re.findall(r"^\* (\w+): \[drawn\]\((.*)\)$", text, re.MULTILINE)
+    assert links == [(c, f"cells/{c}/seed-1/drawn.png") for c in ("a", "b")]
+    assert all((tmp_path / path).exists() for _, path in links)
+    page = (tmp_path / "study.html").read_text()
+    found = re.findall(r'<img alt="(.*?)" src="data:image/png;base64,(.*?)">', page)
+    colours = {label: Image.open(io.BytesIO(base64.b64decode(x))) for label, x in found}
+    assert {label: x.getpixel((0, 0)) for label, x in colours.items()} == {
+        "a: drawn": (10, 1, 7),
+        "b: drawn": (20, 1, 7),
+    }
+    run(make(), tmp_path / "without")
+    assert "## Pictures" not in (tmp_path / "without" / "study.md").read_text()
+    assert ">Pictures<" not in (tmp_path / "without" / "study.html").read_text()
+
+
 def test_the_difference_of_two_values_is_a_value(fake, tmp_path):
     differences = {"gap": ("counts/seed", "knn/class"), "none": ("knn/class", "counts/strange")}
     fields = {"measures": [Counts(2.0)], "metrics": [Metric("gap")], "differences": differences}
@@ -513,6 +603,48 @@ def test_a_probe_of_a_cell(monkeypatch):
     assert (asked[0].levels, asked[0].test) == (("class",), "train")
     assert dataclasses.replace(measure, only="looc")("somewhere", config) == {}
     assert len(asked) == 1
+    assert not asked[0].baselines
+
+
+def test_the_memory_of_a_step_grows_with_the_batch(monkeypatch):
+    """Temporaries are activations: of four times the images nearly four times as much; of one seed only."""
+    monkeypatch.setattr(models, "build", tiny_network.build)
+    noise = {"data.name": "noise", "data.image_size": 8, "method.projection.layers": (12, 6)}
+    measure = study.StepMemory()
+    small, large = (
+        measure("", config_lib.from_dict(base(**noise, batch_size=batch)))["temporaries"]
+        for batch in (64, 256)
+    )
+    assert 3 * small < large < 17 * small
+    assert measure("", config_lib.from_dict(base(**noise, seed=1))) == {}
+
+
+def test_a_probe_scores_the_floors_beside_their_cell(fake, tmp_path, monkeypatch):
+    """They stand in the rows of the floors, differences too; what was measured without them keeps."""
+
+    def probed(options):
+        shares = {probe.TRAINED: 0.5, probe.PIXELS: 0.2, probe.UNTRAINED: 0.1}
+        shown = shares if options.baselines else {probe.TRAINED: 0.5}
+        row = {"method": "knn", "level": "class"}
+        return {"rows": [{**row, "features": k, "accuracy": v} for k, v in shown.items()]}
+
+    monkeypatch.setattr(probe, "probe", probed)
+    made = make(
+        measures=[study.Probe("z", "z", floors=True), study.Probe("y", "z")],
+        metrics=[Metric("z/knn/class"), Metric("gap")],
+        differences={"gap": ("z/knn/class", "y/knn/class")},
+        contrasts=[Contrast("b", ("raw pixels", "untrained encoder"), "z/knn/class")],
+        floors="b",
+    )
+    result, _ = run(made, tmp_path)
+    assert result.row("a").values["z/knn/class"] == {0: 0.5, 1: 0.5}
+    assert result.row("raw pixels").values["z/knn/class"] == {0: 0.2, 1: 0.2}
+    assert result.row("untrained encoder").values["z/knn/class"] == {0: 0.1, 1: 0.1}
+    assert not any("pixels" in key for key in result.row("b").values)
+    assert "gap" not in result.row("raw pixels").values  # y has no floors
+    assert result.row("b").values["gap"] == {0: 0.0, 1: 0.0}
+    assert result.comparisons[0].differences == pytest.approx({0: 0.3, 1: 0.3})
+    assert repr(study.Probe("z", "z", floors=True)) == repr(study.Probe("z", "z"))
 
 
 def test_long_cells_are_named(fake, tmp_path):
@@ -526,6 +658,15 @@ def test_long_cells_are_named(fake, tmp_path):
     assert warning in text
 
 
+def test_all_runs_together_are_told_in_hours(fake, tmp_path):
+    made = make(["a", "b"])
+    run(made, tmp_path)
+    for path in tmp_path.glob("cells/*/*/cell.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1260.0}))
+    run(made, tmp_path)
+    assert "4 runs of 1260 to 1260 s, 1.40 hours together" in (tmp_path / "study.md").read_text()
+
+
 # ---------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------
@@ -534,7 +675,9 @@ def test_long_cells_are_named(fake, tmp_path):
 @pytest.fixture
 def study_file(tmp_path, monkeypatch):
     path = tmp_path / "some.py"
-    path.write_text("import test_study\ndef get_study():\n    return test_study.make()\n")
+    path.write_text(
+        "import test_study\ndef get_study():\n    return test_study.make(seconds=450)\n"
+    )
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     monkeypatch.chdir(tmp_path)
     return path
@@ -550,7 +693,8 @@ def test_the_command(fake, study_file, tmp_path, capsys):
     capsys.readouterr()
     assert command.main([f"--config={study_file}", "--steps=2", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[3] for line in lines] == ["finished", "finished", "new", "new"]
+    assert [line.split()[3] for line in lines[:-1]] == ["finished", "finished", "new", "new"]
+    assert lines[-1] == "4 runs; 0.5 hours if each takes its 450 s"
     assert "method.temperature=0.1" in lines[0]
     assert len(fake.calls) == 2
 

@@ -1,4 +1,4 @@
-"""All labels or one level of them on a second tree, script / character: HiMulConE beside SupCon of the finest level and SimCLR.
+"""All labels or one level of them on a second tree, script / character: HiMulConE beside SimCLR, cross-entropy and SupCon.
 
     python -m jaxcl.study --config=configs/studies/hierarchical_glyphs.py           (or :DIR for data that are not in ./glyphs)
 
@@ -16,15 +16,16 @@ KINDS = {"": "seen characters", "unseen/": "unseen characters"}
 
 
 def get_study(arg: str = "glyphs") -> study.Study:
-    """Four cells; arg is the folder of the data."""
+    """Five cells; arg is the folder of the data."""
     configs = Path(__file__).parents[1]
     glyphs = config.load(configs / "hierarchical_glyphs.py")
     base = study.shortened(glyphs, STEPS)
     base.data.path, base.data.split_file = arg, f"{arg}/split.json"
     base.data.sampler = "uniform"
-    base.evaluation.linear = False  # of hundreds of characters, that takes longer than the training
+    base.evaluation.linear = False  # of hundreds of characters it is asked of the trained encoder alone, by the probe below
     tree = glyphs.method.to_dict()
     supcon = config.load(configs / "supcon_emoji.py").method.to_dict() | {"level": "level1"}
+    entropy = config.load(f"{configs / 'supervised.py'}:emoji").method.to_dict()
     simclr = config.load(configs / "quickstart.py").method.to_dict()
     relatives = {"data.sampler": "hierarchical"}
     return study.Study(
@@ -33,6 +34,7 @@ def get_study(arg: str = "glyphs") -> study.Study:
         base=base,
         cells=[
             study.Cell("simclr", {"method": {**simclr, "projection": supcon["projection"]}}),
+            study.Cell("cross-entropy-character", {"method": {**entropy, "level": "level1"}}),
             study.Cell("supcon-character", {"method": supcon}),
             study.Cell("supcon-character-relatives", {"method": supcon, **relatives}),
             study.Cell("himulcone", {"method": tree, **relatives}),
@@ -50,8 +52,9 @@ def get_study(arg: str = "glyphs") -> study.Study:
             for level in LEVELS
         ]
         + [
-            study.Metric(f"script/{kind}linear/level0", f"linear, script, {where}")
+            study.Metric(f"probe/{kind}linear/{level}", f"linear, {name}, {where}")
             for kind, where in KINDS.items()
+            for level, name in LEVELS.items()
         ]
         + [
             study.Metric(
@@ -69,7 +72,7 @@ def get_study(arg: str = "glyphs") -> study.Study:
             for kind, where in KINDS.items()
         ],
         measures=[
-            study.Probe("script", evaluations=("linear",), levels=("level0",)),
+            study.Probe("probe", evaluations=("linear",)),
             study.LevelMap(split="unseen_test"),
         ],
         seeds=(0, 1, 2),

@@ -53,6 +53,7 @@ def get_study() -> study.Study:
                 "supcon-code-relatives",
                 "retrieval/map@r/category",
                 paper="the claim that learning all levels helps retrieval of unseen classes",
+                primary=True,
             ),
         ],
         seeds=(0, 1, 2),

@@ -34,12 +34,14 @@ def get_study() -> study.Study:
                 "m-0.0",
                 "linear/category",
                 paper=table.format("57.8 at m 0.99; with m 0 training fails"),
+                primary=True,
             ),
             study.Contrast(
                 "m-0.99",
                 "m-0.0",
                 "knn/category",
                 paper="the same, by neighbours",
+                primary=True,
             ),
             study.Contrast(
                 "m-0.99", "m-0.9", "linear/category", paper=table.format("57.8 against 55.2")

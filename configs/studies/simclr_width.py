@@ -2,7 +2,7 @@
 
     python -m jaxcl.study --config=configs/studies/simclr_width.py
 
-Expected, as in the paper: the wider and the deeper encoder is better, at equal steps.
+Expected, as in the paper: the wider and the deeper encoder is better, at equal steps, without labels as with them.
 """
 
 from pathlib import Path
@@ -11,14 +11,17 @@ from jaxcl import config, study
 
 
 def get_study() -> study.Study:
-    """Three widths of ResNet-18, and ResNet-34 at the middle one."""
-    base = study.shortened(config.load(Path(__file__).parents[1] / "quickstart.py"), 60)
+    """Three widths of ResNet-18, and ResNet-34 at the middle one, of SimCLR and of cross-entropy."""
+    configs = Path(__file__).parents[1]
+    base = study.shortened(config.load(configs / "quickstart.py"), 60)
+    supervised = {"method": config.load(configs / "supervised.py:emoji").method.to_dict()}
     cells = [
         study.Cell(
-            f"{name}-{width:g}x",
-            {"model.name": name, "model.width": width},
-            {"width": width, "network": name},
+            f"{prefix}{name}-{width:g}x",
+            {**method, "model.name": name, "model.width": width},
+            {"width": width, "network": f"{prefix}{name}"},
         )
+        for prefix, method in (("", {}), ("supervised-", supervised))
         for name, width in (
             ("resnet18", 0.125),
             ("resnet18", 0.25),
@@ -51,6 +54,12 @@ def get_study() -> study.Study:
                 "linear/category",
                 paper="Figure 7: depth and width both help (100 epochs)",
             ),
+            study.Contrast(
+                "supervised-resnet18-0.5x",
+                "supervised-resnet18-0.125x",
+                "linear/category",
+                paper="Figure 7: supervised networks gain too, and less than SimCLR does",
+            ),
         ],
         layout=study.Line("width", series="network", log=True),
         floors="resnet18-0.25x",
@@ -58,5 +67,6 @@ def get_study() -> study.Study:
         paper="ResNet-50 1x, 2x, 4x: 69.3, 74.2, 76.5 % (ImageNet, linear, 1000 epochs, batch 4096). Contrastive learning gains more"
         " from size than supervised learning does.",
         differs="Emoji of 32 px, 60 steps of 128 images, widths of 1/8, 1/4 and 1/2 of a ResNet-18. A wider h also gives the linear"
-        " probe and kNN more features: the untrained encoder stands beside one width only. The supervised curve is not run here.",
+        " probe and kNN more features: the untrained encoder stands beside one width only. The supervised networks learn the"
+        " subcategory, from the same two views and as long, and are scored by the same probes on h.",
     )

@@ -21,7 +21,7 @@ and `python -m jaxcl.study --config=FILE` runs every cell with every seed throug
 Run again, it goes on where it was. It writes study.json, study.md, study.png and study.html.
 """
 
-from jaxcl.study.measures import Kept, LevelMap, Probe
+from jaxcl.study.measures import Kept, LevelMap, Probe, StepMemory
 from jaxcl.study.results import Result
 from jaxcl.study.run import plan, run_study
 from jaxcl.study.spec import (
@@ -55,6 +55,7 @@ __all__ = [
     "Metric",
     "Probe",
     "Result",
+    "StepMemory",
     "Study",
     "StudyError",
     "Table",

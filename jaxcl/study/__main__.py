@@ -59,17 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.list:
             from etils import epath
 
-            for run in plan(
+            runs = plan(
                 study,
                 epath.Path(workdir),
                 options.seeds or study.seeds,
                 options.cells,
                 options.steps,
-            ):
+            )
+            for run in runs:
                 settings = ", ".join(
                     f"{k}={v}" for k, v in run.cell.settings.items() if not isinstance(v, dict)
                 )
                 print(f"{run.title:40s} {run.state(study):14s} {settings}")
+            hours = len(runs) * study.seconds / 3600
+            print(
+                f"{len(runs)} runs"
+                + (f"; {hours:.1f} hours if each takes its {study.seconds:g} s" if hours else "")
+            )
             return 0
         result = run_study(
             study,

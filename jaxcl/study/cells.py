@@ -61,7 +61,8 @@ def read(directory: epath.Path) -> Record | None:
 def changed(directory: epath.Path, config: Config) -> list[str]:
     """In which settings a cell on disk is not the one that the study has now: "key: there, now".
 
-    Where the cell is not finished, the settings of its evaluation may still change.
+    Where the cell is not finished, the settings of its evaluation may still change; whether the floors are scored too may always.
+    A setting that it does not have, as it came later, has to be at its default.
     """
     try:
         stored = json.loads((directory / SETTINGS).read_text())
@@ -69,9 +70,10 @@ def changed(directory: epath.Path, config: Config) -> list[str]:
         return []
     finished = (directory / RECORD).exists()
     before, now = config_lib.flatten(stored), config_lib.flatten(as_json(config))
+    later = now.keys() - before.keys() - config_lib.not_default(config).keys()
     return [
         f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - later - {"evaluation.baselines"})
         if before.get(key, "absent") != now.get(key, "absent")
         and not (config_lib.may_change(key) and not (finished and key.startswith("evaluation.")))
     ]
@@ -85,6 +87,20 @@ def as_json(config: Config) -> dict[str, Any]:
 def missing(record: Record | None, measures: Sequence[Measure]) -> list[Measure]:
     """The measures that a record lacks; all of them where there is none."""
     return [m for m in measures if record is None or repr(m) not in record["measures"]]
+
+
+def lacks_floors(record: Record, config: Config) -> bool:
+    """Whether a finished cell was not yet the study's cell of `floors`, and is now."""
+    return config.evaluation.baselines and bool(config.evaluation.test) and not record["floors"]
+
+
+def complete(record: Record | None, study: Study, config: Config) -> bool:
+    """Whether a record has all that the study asks of the cell."""
+    return (
+        record is not None
+        and not missing(record, study.measures)
+        and not lacks_floors(record, config)
+    )
 
 
 def run(study: Study, cell: Cell, config: Config, directory: epath.Path) -> Record:
@@ -102,6 +118,10 @@ def run(study: Study, cell: Cell, config: Config, directory: epath.Path) -> Reco
         with logged(directory):
             if record is None:
                 record = _train(cell, config, directory)
+            elif lacks_floors(record, config):
+                # The training is complete: the table is all that is made anew.
+                record["floors"] = floors(train.train(config, str(directory))["rows"])
+                _write(directory, record)
             for measure in missing(record, study.measures):
                 began = time.monotonic()
                 values = measure(str(directory), config)
@@ -128,7 +148,7 @@ def _train(cell: Cell, config: Config, directory: epath.Path) -> Record:
         "cell": cell.name,
         "seed": config.seed,
         "values": values(result["rows"], TRAINED) | logs(directory),
-        "floors": {floor: found for floor in FLOORS if (found := values(result["rows"], floor))},
+        "floors": floors(result["rows"]),
         "rows": result["rows"],
         "measures": {},
         "steps": result["step"],
@@ -154,6 +174,11 @@ def values(rows: Sequence[Mapping[str, Any]], features: str) -> dict[str, float 
     }
 
 
+def floors(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """{floor: its `values`}, of those that have rows."""
+    return {floor: found for floor in FLOORS if (found := values(rows, floor))}
+
+
 def logs(directory: epath.Path) -> dict[str, float | None]:
     """{"log/<name>": the value that was logged last}, the clock left out."""
     last: dict[str, float] = {}
@@ -162,11 +187,16 @@ def logs(directory: epath.Path) -> dict[str, float | None]:
     return {f"log/{k}": finite(v) for k, v in last.items() if k not in ("step", *metrics.TIMES)}
 
 
-def all_values(record: Record, study: Study) -> dict[str, float | None]:
-    """The values of a record: those of its run, and of the measures and differences that the study has now."""
-    found = dict(record["values"])
+def all_values(record: Record, study: Study, floor: str = "") -> dict[str, float | None]:
+    """The values of a record, or of a floor that was scored beside it, with the measures and differences that the study has now."""
+    found = dict(record["floors"].get(floor, {}) if floor else record["values"])
     for measure in study.measures:
-        found |= record["measures"].get(repr(measure), {"values": {}})["values"]
+        values = record["measures"].get(repr(measure), {"values": {}})["values"]
+        for name, value in values.items():
+            key = name.removeprefix(f"{measure.name}/")
+            about = next((f for f in FLOORS if key.startswith(f"{f}/")), "")
+            if about == floor:
+                found[f"{measure.name}/{key.removeprefix(f'{floor}/')}"] = value
     for name, keys in study.differences.items():
         first, second = (found.get(key) for key in keys)
         found[name] = None if first is None or second is None else first - second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from typing import Any
 
@@ -158,18 +159,44 @@ class Values:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrasts:
-    """What was expected, and what came."""
+class Pictures:
+    """The pictures that measures have made of cells."""
 
     result: Result
-    title: str = "Contrasts, named beforehand"
+    title: str = "Pictures"
+
+    def body(self, page: Page) -> str:
+        """Each with the names of its cell and measure."""
+        figures = []
+        for row in self.result.rows:
+            for name, path in row.pictures.items():
+                data = base64.b64encode(path.read_bytes()).decode()
+                label = escape(f"{row.name}: {name}")
+                figures.append(
+                    f'<figure class="picture"><img alt="{label}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{label}</figcaption></figure>"
+                )
+        return "".join(figures)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrasts:
+    """What was expected, and what came: of the hypotheses, or of the other contrasts."""
+
+    result: Result
+    primary: bool
+
+    @property
+    def title(self) -> str:
+        """Of the section."""
+        return results.HEADINGS[self.primary]
 
     def body(self, page: Page) -> str:
         """One card a contrast: difference, verdict, the paper's figures."""
         study = self.result.study
         colours = {Verdict.HOLDS: "good", Verdict.OPPOSITE: "bad"}
         cards = []
-        for contrast, comparison in zip(study.contrasts, self.result.comparisons, strict=True):
+        for contrast, comparison in self.result.contrasts(self.primary):
             metric = results.metric_of(study, contrast.metric)
             found = comparison.estimate
             number = metric.show(found.mean if found else None, signed=True)
@@ -222,9 +249,11 @@ def write_page(path: epath.Path, result: Result) -> None:
     """study.html, one file that loads nothing."""
     study = result.study
     sections: list[Section] = [
-        Contrasts(result),
+        Contrasts(result, primary=True),
+        Contrasts(result, primary=False),
         Figures(result),
         Values(result),
+        Pictures(result),
         Words(result),
         Settings(result),
     ]

@@ -17,6 +17,9 @@ from jaxcl.study.stats import Comparison, Estimate, Verdict, compare, estimate
 
 PerSeed = dict[int, float]
 
+HEADINGS = {True: "Hypotheses, named beforehand", False: "Contrasts"}
+"""Of the contrasts that are `primary`, and of the others."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -31,6 +34,7 @@ class Row:
       images: images that a run was trained on, counted with repetition; None for a floor.
       steps: updates of a run; None for a floor.
       resumed: seeds whose run was interrupted: their seconds are those after the last interruption.
+      pictures: name -> the PNG file that a measure has made of the first seed that has one.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Row:
     images: int | None = None
     steps: int | None = None
     resumed: tuple[int, ...] = ()
+    pictures: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
 
     def estimate(self, key: str) -> Estimate | None:
         """Mean over the seeds that have the value."""
@@ -60,6 +65,7 @@ class Result:
       unfinished: "cell, seed n" of what was not run, or not to its end.
       steps: above 0: every run was cut to so many steps, to try the study out.
       facts: time, machine, versions, command, ...
+      root: the study's folder.
     """
 
     study: Study
@@ -69,6 +75,7 @@ class Result:
     unfinished: tuple[str, ...]
     steps: int
     facts: Mapping[str, Any]
+    root: epath.Path
 
     def row(self, name: str) -> Row:
         """The row of a cell or a floor."""
@@ -78,6 +85,11 @@ class Result:
     def seeds(self) -> list[int]:
         """The seeds with at least one value."""
         return sorted({s for row in self.rows for per in row.values.values() for s in per})
+
+    def contrasts(self, primary: bool) -> list[tuple[Contrast, Comparison]]:
+        """The contrasts that the study is for, or the others, and what came of each."""
+        both = zip(self.study.contrasts, self.comparisons, strict=True)
+        return [(contrast, found) for contrast, found in both if contrast.primary == primary]
 
     @property
     def warnings(self) -> list[str]:
@@ -126,9 +138,11 @@ def collect(
     for cell in study.cells:
         values: dict[str, PerSeed] = {}
         seconds: PerSeed = {}
+        pictures: dict[str, epath.Path] = {}
         resumed, last = [], None
         for seed in sorted({*seeds, *cells_lib.seeds_on_disk(root)}):
-            record = cells_lib.read(cells_lib.folder(root, cell.name, seed))
+            directory = cells_lib.folder(root, cell.name, seed)
+            record = cells_lib.read(directory)
             name = title(cell.name, seed)
             lacking = record is None or cells_lib.missing(record, study.measures)
             if lacking and seed in seeds and name not in failed:
@@ -136,9 +150,10 @@ def collect(
             if record is None:
                 continue
             last = record
+            pictures = {path.stem: path for path in sorted(directory.glob("*.png"))} | pictures
             merge(values, seed, cells_lib.all_values(record, study))
-            for floor, found in record["floors"].items():
-                merge(floors[floor], seed, found)
+            for floor in FLOORS:
+                merge(floors[floor], seed, cells_lib.all_values(record, study, floor))
             measured = (record["measures"].get(repr(m), {"seconds": 0.0}) for m in study.measures)
             seconds[seed] = record["seconds"] + sum(m["seconds"] for m in measured)
             resumed += [seed] if record["resumed"] else []
@@ -155,6 +170,7 @@ def collect(
                 last["images"] if last else None,
                 last["steps"] if last else None,
                 tuple(resumed),
+                pictures,
             )
         )
     rows += [Row(name, {}, {}, found) for name, found in floors.items() if found]
@@ -171,7 +187,14 @@ def collect(
     )
     seen = {name: " and ".join(sorted(found)) for name, found in versions.items()}
     return Result(
-        study, tuple(rows), comparisons, dict(failed), tuple(unfinished), steps, {**facts, **seen}
+        study,
+        tuple(rows),
+        comparisons,
+        dict(failed),
+        tuple(unfinished),
+        steps,
+        {**facts, **seen},
+        root,
     )
 
 
@@ -299,7 +322,7 @@ def reading(result: Result) -> str:
 
 
 def budget(result: Result) -> str:
-    """What each run was given: the same for all, or from .. to."""
+    """What each run was given, the same for all, or from .. to; and what all of them took."""
     rows = [row for row in result.rows if row.images is not None and row.steps is not None]
     if not rows:
         return "nothing was run"
@@ -311,18 +334,22 @@ def budget(result: Result) -> str:
     seconds = [s for row in rows for s in row.seconds.values()]
     return (
         f"{span([r.steps for r in rows if r.steps is not None])} steps, {span([r.images for r in rows if r.images is not None])}"
-        f" images a run; {min(seconds):.0f} to {max(seconds):.0f} s each, {sum(seconds) / 60:.1f} min together"
+        f" images a run; {len(seconds)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 3600:.2f} hours"
+        " together"
     )
 
 
 def as_text(result: Result) -> str:
-    """study.md: question, table, contrasts, how it was run."""
+    """study.md: question, hypotheses, table, other contrasts, how it was run."""
     study = result.study
     parts = [f"# {study.title}", study.question]
     parts += [f"**{warning}**" for warning in result.warnings]
+    first, others = (contrasts_text(result, primary) for primary in (True, False))
+    parts += [f"## {HEADINGS[True]}", first] if first else []
     parts += ["## Values", table_text(result)]
-    if study.contrasts:
-        parts += ["## Contrasts, named beforehand", contrasts_text(result)]
+    if drawn := pictures_text(result):
+        parts += ["## Pictures", drawn]
+    parts += [f"## {HEADINGS[False]}", others] if others else []
     parts += [reading(result)]
     parts += [f"**The paper.** {study.paper}"] if study.paper else []
     parts += [f"**What differs here.** {study.differs}"] if study.differs else []
@@ -361,11 +388,23 @@ def table_text(result: Result) -> str:
     return "\n".join("| " + " | ".join(map(cell_text, line)) + " |" for line in lines)
 
 
-def contrasts_text(result: Result) -> str:
-    """A row for each contrast with its verdict, and the paper's figures beside it."""
+def pictures_text(result: Result) -> str:
+    """A line for each cell with pictures, which it links; "" without any."""
+    lines = []
+    for row in result.rows:
+        links = ", ".join(
+            f"[{name}]({path.relative_to(result.root).as_posix()})"
+            for name, path in row.pictures.items()
+        )
+        lines += [f"* {row.name}: {links}"] if links else []
+    return "\n".join(lines)
+
+
+def contrasts_text(result: Result, primary: bool) -> str:
+    """A row for each of the contrasts with its verdict, and the paper's figures beside it; "" where there are none."""
     study = result.study
     lines = [["expected", "difference", "verdict", "the paper"], ["---"] * 4]
-    for contrast, comparison in zip(study.contrasts, result.comparisons, strict=True):
+    for contrast, comparison in result.contrasts(primary):
         lines.append(
             [
                 contrast_words(study, contrast),
@@ -374,6 +413,8 @@ def contrasts_text(result: Result) -> str:
                 contrast.paper,
             ]
         )
+    if len(lines) == 2:
+        return ""
     return "\n".join("| " + " | ".join(map(cell_text, line)) + " |" for line in lines)
 
 

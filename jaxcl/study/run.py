@@ -51,7 +51,9 @@ class Run:
         """Whether it is "finished", "to be measured", "begun" or "new"."""
         record = cells_lib.read(self.directory)
         if record is not None:
-            return "to be measured" if cells_lib.missing(record, study.measures) else "finished"
+            return (
+                "finished" if cells_lib.complete(record, study, self.config) else "to be measured"
+            )
         return "begun" if (self.directory / cells_lib.SETTINGS).exists() else "new"
 
 
@@ -166,8 +168,9 @@ def run_study(
             f"stopped; finished cells are in {root}, and the same command goes on from there"
         )
     say(results.table_text(result))
-    if study.contrasts:
-        say(results.contrasts_text(result))
+    for primary in (True, False):
+        if text := results.contrasts_text(result, primary):
+            say(f"{results.HEADINGS[primary]}:\n{text}")
     for warning in result.warnings:
         say(f"note: {warning}")
     say(f"written: {root / PAGE}, {TEXT}, {JSON}, {FIGURE}")

@@ -27,8 +27,11 @@ class StudyError(ValueError):
 class Measure(Protocol):
     """Something else that is measured on a finished cell; a frozen dataclass, whose repr identifies it.
 
+    A picture, which it leaves in the workdir as a PNG file, stands in the study's page, that of each cell's first seed.
+
     Attributes:
-      name: its values become "<name>/<key>" of the cell.
+      name: its values become "<name>/<key>" of the cell; those that it calls "<floor>/<key>", of one of `FLOORS`, become
+        "<name>/<key>" of that floor.
     """
 
     @property
@@ -102,6 +105,8 @@ class Contrast:
       metric: key of the value.
       lower_metric: key of the lower cell's value; "" for the same.
       paper: where the direction comes from, with the figures there and how they were got.
+      primary: whether it is a hypothesis that the study is for. These are shown first and apart, so that none of many
+        contrasts can be picked out for having come true.
     """
 
     higher: str
@@ -109,6 +114,7 @@ class Contrast:
     metric: str
     lower_metric: str = ""
     paper: str = ""
+    primary: bool = False
 
     @property
     def lowers(self) -> tuple[str, ...]:
@@ -173,7 +179,8 @@ class Study:
         behind it, and the test split is not opened; for choosing settings.
       measures: what else is measured on each finished cell.
       differences: name -> two keys of values: a further value, the first less the second.
-      floors: the cell beside whose results raw pixels and the untrained encoder are scored too; "" for none.
+      floors: the cell beside whose results raw pixels and the untrained encoder are scored too, by the measures that score
+        them as well; "" for none.
       seconds: what a cell may take on the machine that the study was made for; a longer one is named. 0 for no limit.
       paper: what the paper did and found.
       differs: what is not as in the paper.
