@@ -21,7 +21,7 @@ def get_config(arg: str = "64") -> ConfigDict:
     c.name = "simclr_folder"
     c.batch_size = 256
     c.epochs = 100.0
-    c.data.name, c.data.path, c.data.labels = "folder", ".", "parent"
+    c.data.name, c.data.path, c.data.labels = "folder", "images", "parent"
     c.data.image_size, c.data.crop, c.data.holdout, c.data.on_bad = size, "host", 0.1, "skip"
     c.model.name, c.model.stem = "resnet18", "cifar" if size <= 64 else "imagenet"
     c.model.width = 0.5

@@ -7,6 +7,7 @@ A config file starts from `base(...)`, which holds every setting with its defaul
 import copy
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import os
 import types
@@ -464,9 +465,23 @@ def _plain(value: Any) -> Any:
 
 
 def _method_class(name: Any) -> type:
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {nearest(str(name), METHODS)}")
-    return METHODS[name]
+    """The method of a name; "module:Class" is one outside the package, so that probes of its runs find it too."""
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, own = str(name).partition(":")
+    if not colon:
+        raise ConfigError(
+            f"there is no method {nearest(str(name), METHODS)}; one of your own is 'module:Class'"
+        )
+    try:
+        found = getattr(importlib.import_module(module), own)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"method.name={name!r}: expected 'module:Class' that can be imported from here ({error})"
+        ) from error
+    if not dataclasses.is_dataclass(found):
+        raise ConfigError(f"method.name={name!r}: expected a dataclass, got {found!r}")
+    return typing.cast(type, found)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -252,6 +252,7 @@ def _train(config: Config, root: epath.Path, held: ExitStack) -> dict[str, Any]:
         title = f"{config.name}: {config.evaluation.test} split, accuracy in %"
         Console().print(evaluators.table(rows, title=title))
     if config.run.report and online:
+        say("drawing the report ...")
         run_report(
             root,
             config.name,

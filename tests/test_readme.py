@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcl import config as config_lib
-from jaxcl import methods, models, optim
+from jaxcl import models, optim
 from jaxcl.state import make_init, make_train_step
 from jaxcl.views import presets
 
@@ -22,14 +22,12 @@ def block(name):
 
 
 def test_the_method_of_the_readme_trains(monkeypatch):
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    monkeypatch.setattr(config_lib, "METHODS", methods.METHODS)
     code = block("method")
     assert len([line for line in code.splitlines() if line.strip()]) <= 45
     module = types.ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", module)
     exec(compile(code, "README.md", "exec"), module.__dict__)
-    c = config_lib.base("align_uniform", presets.simclr(8, blur=False))
+    c = config_lib.base("readme:AlignUniform", presets.simclr(8, blur=False))
     c.steps, c.batch_size = 4, 8
     c.model.width, c.model.stem = 0.0625, "cifar"
     c.method.projection.layers = (16, 8)

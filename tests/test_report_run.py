@@ -9,7 +9,7 @@ from tiny_network import build
 
 from jaxcl import data
 from jaxcl.data import DataConfig, LabelTree
-from jaxcl.data.base import Described
+from jaxcl.data.base import BadExample, Described
 from jaxcl.evaluators import EvalConfig, Online
 from jaxcl.report import run
 from jaxcl.views import Flip, View, ViewProgram
@@ -36,6 +36,22 @@ class Files(Described):
 
     def name(self, index):
         return f"number {index}"
+
+
+def test_pictures_of_views_pass_over_images_that_cannot_be_read():
+    class Damaged(Files):
+        def __getitem__(self, index):
+            if index % 4:
+                raise BadExample(self.name(index), "not an image")
+            return super().__getitem__(index)
+
+    config = {"seed": 0, "data": {"image_size": 8, "channels": 1}}
+    views = ViewProgram((("flip", Flip()),), (View(), View()))
+    originals, made, names = run.augmented(Damaged(), views, config)
+    # 0, 4, ..., 44 are the twelve that can be read.
+    assert sorted(names) == sorted(f"number {i}" for i in range(0, 45, 4))
+    assert sorted(originals[:, 0, 0, 0]) == list(range(0, 45, 4))
+    assert made.shape[:2] == (12, 2)
 
 
 @pytest.mark.parametrize("write", [True, False])

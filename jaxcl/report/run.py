@@ -1,5 +1,6 @@
 """The report of a run: which pictures are made of which data."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from etils import epath
 
 from jaxcl import metrics
 from jaxcl.data import Source, fit, subset
+from jaxcl.data.base import BadExample
 from jaxcl.evaluators import Online, Row, higher_is_better
 from jaxcl.report.curves import Curves
 from jaxcl.report.images import Gallery
@@ -109,14 +111,20 @@ def augmented(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(originals u8[N,...], views float[N,V,...], names) of some training images.
 
-    The program's own ops are applied, also where training takes its crops on the host.
+    The program's own ops are applied, also where training takes its crops on the host. Images that cannot be read are passed
+    over, as in training (which has named them), or have stopped the run long ago.
     """
     seed, side, channels = config["seed"], config["data"]["image_size"], config["data"]["channels"]
-    chosen = np.random.default_rng(seed).choice(len(source), min(PAIRS, len(source)), replace=False)
-    originals = np.stack([fit(source[int(i)]["image"], side, side, channels) for i in chosen])
+    chosen: dict[int, np.ndarray] = {}
+    for i in np.random.default_rng(seed).permutation(len(source)).tolist():
+        with contextlib.suppress(BadExample):
+            chosen[i] = fit(source[i]["image"], side, side, channels)
+        if len(chosen) == PAIRS:
+            break
+    originals = np.stack(list(chosen.values()))
     keys = jax.random.split(jax.random.key(seed), len(chosen))
     made = np.asarray(jax.jit(views)(keys, originals).images)
-    return originals, made, [source.name(int(i)) for i in chosen]
+    return originals, made, [source.name(i) for i in chosen]
 
 
 def how_scored(rows: Sequence[Row]) -> str:
