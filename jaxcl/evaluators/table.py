@@ -16,8 +16,8 @@ from jaxcl.evaluators.classify import ClassifierResult
 from jaxcl.evaluators.knn import SelectedKnn
 from jaxcl.evaluators.linear import LinearResult
 
-WIDEST = 8
-"""Columns of a table whose lines are networks; with more numbers the lines are the numbers."""
+WIDTH = 80
+"""Characters in which a table is to fit whose lines are networks; a wider one has the numbers as lines."""
 
 LOWER_IS_BETTER = ("hierarchy/distance", "hierarchy/violations", "scorer/error")
 """Ends of the methods whose numbers are distances or faults."""
@@ -104,9 +104,8 @@ def higher_is_better(method: str) -> bool:
 def table(rows: Sequence[Row], title: str = "") -> Table:
     """A table for the terminal: a line for each set of features, a column a method and level.
 
-    With more than `WIDEST` methods and levels it is turned: a line for each of them. The best
-    number of each is bold; a missing one is a dash. Under the title stands the number of queries of
-    each level.
+    If that is wider than `WIDTH` it is turned: a line for each method and level. The best number of
+    each is bold; a missing one is a dash. Under the title stands the number of queries of each level.
     """
     columns = list(dict.fromkeys((r.method, r.level) for r in rows))
     names = list(dict.fromkeys(r.features for r in rows))
@@ -123,7 +122,9 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
         for column in columns
         for name in names
     }
-    if len(columns) <= WIDEST:
+    widths = [max(map(len, names), default=0)]
+    widths += [max(len(method), len(level)) for method, level in columns]
+    if sum(width + 3 for width in widths) < WIDTH:
         made.add_column("features", overflow="fold")
         for method, level in columns:
             made.add_column(f"{method}\n{level}", justify="right", overflow="fold")

@@ -92,3 +92,14 @@ def test_rows_of_results_carry_their_settings():
     tuned = Row.of("x", "kind", ClassifierResult(0.7, 0.1, 2.3, 9, 0, 0, 30, 3, 12, 8), "finetune")
     assert tuned.accuracy == pytest.approx(0.7)
     assert (tuned.settings["steps"], tuned.settings["batch_size"]) == (12, 8)
+
+
+def test_a_table_that_does_not_fit_is_turned_whatever_the_number_of_its_columns():
+    found = [
+        Row("untrained encoder", f"retrieval/recall@{k}", "category", 0.5, 4)
+        for k in (1, 10, 20, 30)
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(found))
+    for k in (1, 10, 20, 30):
+        assert f" retrieval/recall@{k} " in console.file.getvalue()
