@@ -91,12 +91,15 @@ class Levels(NamedTuple):
 
 def levels_of(relation: Relation, query_meta: Meta, key_meta: Meta, dtype: Any) -> Levels:
     """The levels of a relation, found by tracing it."""
-    tile = jax.ShapeDtypeStruct((1, 1), dtype)
+
+    def entry(dtype: Any) -> jax.ShapeDtypeStruct:
+        # NumPy's 64 bits are JAX's 32 unless it has been told otherwise.
+        return jax.ShapeDtypeStruct((1, 1), jax.dtypes.canonicalize_dtype(dtype))
 
     def like(meta: Meta) -> Meta:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1), x.dtype), meta)
+        return jax.tree.map(lambda x: entry(x.dtype), meta)
 
-    pairs = jax.eval_shape(relation.of_tile, like(query_meta), like(key_meta), tile)
+    pairs = jax.eval_shape(relation.of_tile, like(query_meta), like(key_meta), entry(dtype))
     return Levels(*(len(mask) if isinstance(mask, tuple) else None for mask in pairs))
 
 
