@@ -21,11 +21,10 @@ Keys that every device has, such as a queue or class weights, are sent nowhere: 
 them with its own queries. Keys that nothing is differentiated with respect to get no gradient
 computed.
 
-In float32 a loss of rows of 128 features is right to 1e-6 at temperatures from 1 to 0.005, and its gradient,
-in relative L2, to 2e-6 in tiles and 2.2e-6 in the dense form (with jax 0.12 and labels 2.5e-6 and 2.9e-6).
-At 0.005 rows of 64 features cost
-up to 3e-6 and of 16 up to 6e-6: they are more alike, and a similarity of up to 1 / temperature is rounded
-by as much as it is large. At 0.1 it is 1e-6 or less.
+In float32 a loss of rows of 128 features is right to 1e-6 at temperatures from 1 to 0.005, and its
+gradient, in relative L2, to 2e-6 in tiles and 2.2e-6 in the dense form (with jax 0.12 and labels 2.5e-6
+and 2.9e-6). At 0.005 rows of 64 features cost up to 3e-6 and of 16 up to 6e-6: they are more alike, and a
+similarity of up to 1 / temperature is rounded by as much as it is large. At 0.1 it is 1e-6 or less.
 """
 
 from __future__ import annotations
