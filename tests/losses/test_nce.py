@@ -18,6 +18,8 @@ from jaxcl.bench.loss import plain_nt_xent
 from jaxcl.losses import nce
 
 WANT = ("lse", "positive_sum", "positive_lse", "positives")
+NEW_PRODUCTS = jax.__version_info__ >= (0, 12)
+"""Whether XLA's products on CPU are those that add in another order, and are rounded more."""
 
 
 def same_group(queries, keys):
@@ -212,7 +214,7 @@ def test_float32_is_exact_at_every_temperature(temperature):
             value, got = compiled_nt_xent(form, temperature)(z)
             np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
             error = np.linalg.norm(got.reshape(999, -1) - gradient)
-            limit = 2.5e-6 if form == "dense" else 2e-6
+            limit = 2.5e-6 if form == "dense" and NEW_PRODUCTS else 2e-6
             assert error <= limit * np.linalg.norm(gradient), (kind, form)
 
 
@@ -221,7 +223,7 @@ def test_float32_is_exact_at_every_temperature(temperature):
     # with them more similar rows, cost digits; a matrix in one piece is summed in one chain, which costs more than a tile.
     ("features", "temperature", "dense", "tiled"),
     [
-        (128, 0.005, 3e-6, 2.6e-6),
+        (128, 0.005, *((3e-6, 2.6e-6) if NEW_PRODUCTS else (2.2e-6, 1.5e-6))),
         pytest.param(128, 0.1, 1e-6, 1e-6, marks=pytest.mark.slow),
         pytest.param(64, 0.005, 3e-6, 2.2e-6, marks=pytest.mark.slow),
         pytest.param(16, 0.005, 6e-6, 6e-6, marks=pytest.mark.slow),
