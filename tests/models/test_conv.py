@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,35 @@ def test_forward_and_gradients(size, stride, shape):
         (gx * dx).sum(), (oracle(dx, kernel, stride) * weights).sum(), rtol=1e-9
     )
     np.testing.assert_allclose((gk * dk).sum(), (oracle(x, dk, stride) * weights).sum(), rtol=1e-9)
+
+
+def gradients_in_a_loop(x, kernel):
+    """Of two images, one after another."""
+
+    def loss(x, kernel):
+        return sum(jax.lax.map(lambda image: (conv2d(image[None], kernel, 2) ** 2).sum(), x))
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+
+SHAPES = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 5))
+
+
+def test_order_of_gradients_in_a_loop_on_cpu():
+    """In another order XLA computes them by plain loops on CPU, many times slower."""
+    program = jax.jit(gradients_in_a_loop).lower(*SHAPES).compile().as_text()
+    orders = re.findall(r"convolution\(.*dim_labels=(\S+?),", program)
+    assert len(orders) == 3
+    assert set(orders) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_order_of_gradients_elsewhere_is_left_to_xla(platform):
+    traced = jax.jit(gradients_in_a_loop).trace(*SHAPES)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "[f, 0, 1, b]x[i, 0, 1, o]->[0, 1, b, f]" in program
+    assert program.count("stablehlo.convolution") == 3
+    assert "stablehlo.transpose" not in program
 
 
 def test_types_and_initial_variance():
