@@ -105,7 +105,7 @@ def load_idx(
         of_train = labels
         if prefix != PREFIXES["train"]:
             of_train = read_idx(_find(folder, f"{PREFIXES['train']}-labels-idx1-ubyte"))
-        names = tuple(str(i) for i in range(int(of_train.max(initial=0)) + 1))
+        names = tuple(str(i) for i in range(int(np.max(of_train, initial=0)) + 1))
     tree = LabelTree(("label",), (names,), unique=True)
     return ArraySource(
         images,

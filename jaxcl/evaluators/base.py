@@ -137,7 +137,7 @@ class Classes:
         _, inverse = np.unique(np.concatenate([self.paths, paths]), axis=0, return_inverse=True)
         inverse = inverse.reshape(-1)
         known, own = inverse[: len(self.paths)], inverse[len(self.paths) :]
-        lookup = np.full(inverse.max(initial=-1) + 1, -2, np.int32)
+        lookup = np.full(int(np.max(inverse, initial=-1)) + 1, -2, np.int32)
         lookup[known] = np.arange(len(self.paths), dtype=np.int32)
         return np.where((paths < 0).any(1), np.int32(-1), lookup[own]).astype(np.int32)
 
@@ -174,7 +174,7 @@ def comparable_levels(names: Sequence[str], labels: np.ndarray) -> dict[str, int
     for level, name in enumerate(names):
         classes = Classes.of(labels, level)
         numbers = classes.number(labels)
-        if len(classes) > 1 and np.bincount(numbers[numbers >= 0]).max() > 1:
+        if len(classes) > 1 and np.max(np.bincount(numbers[numbers >= 0])) > 1:
             comparable[name] = level
     return comparable
 

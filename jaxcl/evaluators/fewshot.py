@@ -91,7 +91,7 @@ def few_shot(
     if len(enough) < 2:
         raise NothingToScore(
             f"{shots}-shot at level {level}: {len(enough)} of {len(every)} classes have {needed} "
-            f"examples to draw from (the largest has {sizes.max(initial=0)}); two are needed"
+            f"examples to draw from (the largest has {np.max(sizes, initial=0)}); two are needed"
         )
     if (sizes[enough] == shots).all():
         trials = 1

@@ -366,7 +366,7 @@ def predict_factor(
     asked = test.labels[test.labels >= 0]
     return FactorResult(
         accuracy=result.accuracy,
-        chance=float(np.bincount(asked).max() / len(asked)),
+        chance=float(np.max(np.bincount(asked)) / len(asked)),
         classes=task.classes,
         queries=result.queries,
         trained_on=result.trained_on,

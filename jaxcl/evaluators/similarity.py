@@ -227,7 +227,7 @@ def table_similarity(
     for name, given in (("ks", ks), ("recall_ks", recall_ks)):
         if any(k < 1 for k in given):
             raise ValueError(f"{name}={tuple(given)}: expected numbers >= 1")
-    lowest = 0.0 if table.similarity is None else float(table.similarity.min())
+    lowest = 0.0 if table.similarity is None else float(np.min(table.similarity))
     listed = len(table)
     table = _of_features(table, features)
     x = _prepared(features.h, metric, scoring)
@@ -287,10 +287,10 @@ def _of_features(table: PairTable, features: Features) -> PairTable:
         raise ValueError(
             f"the table is of {table.images} images, and there are features of {len(features)}"
         )
-    if index.min() < 0 or index.max() >= table.images:
+    if np.min(index) < 0 or np.max(index) >= table.images:
         raise ValueError(
             f"the table is of {table.images} images, and there are features of the images"
-            f" {index.min()} to {index.max()}"
+            f" {np.min(index)} to {np.max(index)}"
         )
     place = np.full(table.images, -1, np.int64)
     place[index] = np.arange(len(features))
@@ -381,7 +381,7 @@ def _lists(
         if len(items) > ITEMS:
             items = rng.choice(items, ITEMS, replace=False)
         own = gains[items]
-        if own.min() == own.max():
+        if np.min(own) == np.max(own):
             continue
         orders.append(order_accuracy(scores[items], own))
         for k, values in found.items():

@@ -43,7 +43,9 @@ class Gallery:
                 f"{len(self.names)} tuples"
             )
         for column, (level, names) in enumerate(zip(self.levels, self.names, strict=True)):
-            if count and not -1 <= labels[:, column].min() <= labels[:, column].max() < len(names):
+            if count and not -1 <= np.min(labels[:, column]) <= np.max(labels[:, column]) < len(
+                names
+            ):
                 raise ValueError(
                     f"Gallery: a label of level {level!r} has no name among {len(names)}"
                 )

@@ -153,7 +153,7 @@ class _Tree:
         """Makes the tree of labels [n, L] of examples with a label at level 0."""
         n, self.depth = labels.shape
         # A missing label is one of its own, behind all labels, and so is an example.
-        own = np.arange(n, dtype=np.int64) + labels.max(initial=0) + 1
+        own = np.arange(n, dtype=np.int64) + np.max(labels, initial=0) + 1
         ended = np.zeros((n, self.depth + 1), bool)
         ended[:, :-1] = np.logical_or.accumulate(labels < 0, axis=1)
         columns = [*np.where(ended[:, :-1], own[:, None], labels).T, own]
@@ -165,7 +165,7 @@ class _Tree:
             _, at, ids = np.unique(keys, return_index=True, return_inverse=True)
             parent = nodes[-1][at]
             family = 2 * parent + unlabelled[at]
-            self.first.append(np.searchsorted(family, np.arange(2 * int(nodes[-1].max()) + 3)))
+            self.first.append(np.searchsorted(family, np.arange(2 * int(np.max(nodes[-1])) + 3)))
             self.parent.append(parent)
             nodes.append(ids.astype(np.int64))
         self.examples = np.argsort(nodes[-1])
