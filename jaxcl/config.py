@@ -296,7 +296,10 @@ def call(path: str | os.PathLike[str], function: str) -> Any:
     """
     file, _, argument = os.fspath(path).partition(":")
     if not Path(file).is_file():
-        raise ConfigError(f"{file}: there is no such file")
+        beside = [known.name for known in Path(file).parent.glob("*.py")]
+        near = difflib.get_close_matches(Path(file).name, beside, n=1, cutoff=0.8)
+        hint = f"; did you mean {str(Path(file).with_name(near[0]))!r}?" if near else ""
+        raise ConfigError(f"{file}: there is no such file{hint}")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file}: expected a Python file")

@@ -53,6 +53,7 @@ def test_an_unknown_setting(setting, message):
         (f"{QUICKSTART}:foo", r"quickstart.py:foo: .*expected nothing or 'identity' after the colon$"),
         (QUICKSTART.with_name("simclr_tpu.py:foo"), r"could not convert string to float: 'foo'$"),
         (QUICKSTART.with_name("nothing.py"), r"nothing.py: there is no such file$"),
+        (QUICKSTART.with_name("quikstart.py"), r"no such file; did you mean '.*/quickstart\.py'\?$"),
         (QUICKSTART.parents[1] / "jaxcl" / "lock.py", r"lock.py has no get_config\(\)$"),
     ],
 )  # fmt: skip

@@ -104,7 +104,7 @@ class Skipped:
         if self._remote:
             self._text, self._written = whole, len(whole)
         if lines:
-            self._say(f"{len(lines):,} images that cannot be read are named in {path}")
+            self._say(f"images that cannot be read, {len(lines):,} until now, are named in {path}")
 
     def _tell(self, new: Mapping[str, str]) -> None:
         room = max(0, SHOWN - self._new)

@@ -76,7 +76,7 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
     path.write_bytes(whole.encode() + "'folder/é".encode()[:-1])
     said = []
     found = Skipped(said.append, path, resume=True)
-    assert said == [f"3 images that cannot be read are named in {path}"]
+    assert said == [f"images that cannot be read, 3 until now, are named in {path}"]
     assert found.count(batch(1, 2, 3), source) == 3
     assert len(said) == 2
     assert path.read_text() == whole + "'folder/3.png'\tnot an image (3)\n"
