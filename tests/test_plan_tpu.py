@@ -1,7 +1,7 @@
 """Full train steps, compiled by the real TPU compiler without a TPU, against hand formulas and recorded plans.
 
 `JAXCL_WRITE_GOLDEN=1 pytest -m slow tests/test_plan_tpu.py` records them anew for the installed jax and libtpu. Weak scaling is
-recorded and compared by
+recorded and compared by (a small network of it is in a test)
 
     python -m jaxcl.plan --config=configs/simclr_tpu.py --config.model.name=resnet18 --topology=v5e:4x8 --weak_scaling \
       --golden=tests/golden/plan.json [--write_golden]
@@ -15,7 +15,7 @@ from resnet50 import BACKBONE, FLOPS, HEAD, STATISTICS
 from test_configs import get_config
 
 from jaxcl import config as config_lib
-from jaxcl.plan import golden, make, parse
+from jaxcl.plan import golden, make, parse, weak_scaling
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "plan.json"
 
@@ -48,9 +48,33 @@ def test_simclr_resnet50_on_32_devices(topology, chips):
     forward, first = FLOPS
     assert found.flops["bf16"] == pytest.approx(256 * (3 * forward - first), rel=0.05)
 
+    assert_as_recorded(found)
+
+
+@pytest.mark.slow
+def test_weak_scaling_of_a_small_network():
+    """What a chip does for its own images does not depend on the number of chips; what it does with the others' embeddings grows."""
+    pytest.importorskip("libtpu", reason="compiling for TPU needs the libtpu wheel")
+    config = get_config("simclr_cifar10")
+    config.model.width, config.batch_size, config.mesh.loss_impl = 0.25, 128, "dense"
+    ladder = weak_scaling(config_lib.from_dict(config), parse("v5e:1x2"), 1200.0, print)
+    assert [plan.topology.devices for plan in ladder] == [1, 2]
+    assert [plan.batch_size for plan in ladder] == [64, 128]
+    one = ladder[0]
+    for plan in ladder:
+        assert plan.fits
+        for kind in ("parameters: backbone", "optimizer state", "input batch", "batch statistics"):
+            assert plan.memory[kind] == one.memory[kind]
+        assert sum(plan.flops.values()) == pytest.approx(sum(one.flops.values()), rel=0.02)
+        gathered = [t.collective.bytes for t in plan.transfers if t.collective.kind == "all-gather"]
+        embeddings = plan.batch_size * 2 * config.method.projection.layers[-1] * 4
+        assert max(gathered, default=0) == (embeddings if plan is not one else 0)
+        assert_as_recorded(plan)
+
+
+def assert_as_recorded(plan):
     if os.environ.get("JAXCL_WRITE_GOLDEN"):
-        golden.write(GOLDEN, found)
-    record = golden.recorded(GOLDEN, found)
-    if record is None:
-        pytest.skip(f"no record by {golden.versions(found)}: see the head of this file")
-    assert golden.differences(found, record) == []
+        golden.write(GOLDEN, plan)
+    record = golden.recorded(GOLDEN, plan)
+    assert record is not None, f"no record by {golden.versions(plan)}: see the head of this file"
+    assert golden.differences(plan, record) == []
