@@ -19,6 +19,7 @@ from jaxcl import config as config_lib
 from jaxcl import data, experiment
 from jaxcl import mesh as mesh_lib
 from jaxcl.losses import nce
+from jaxcl.models.conv import conv2d
 from jaxcl.models.resnet import DEPTHS
 from jaxcl.plan import PlanError, chips, devices, golden, make, parse, plan, trace
 from jaxcl.plan.__main__ import main
@@ -570,6 +571,21 @@ def test_products_of_traced_loops():
     found = trace.estimate(jax.make_jaxpr(f)(jnp.ones((4, 4))))
     assert found.flops.total() == (5 + 2) * 2 * 4**3
     assert list(found.unknown) == ["a loop of unknown length, counted once"]
+
+
+def test_of_branches_for_platforms_one_is_counted():
+    """The gradient of a convolution has another branch on CPU; that of an input that needs none is no work on either."""
+
+    def loss(kernel, images):
+        return (conv2d(jnp.tanh(conv2d(images, kernel)), kernel) ** 2).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(jnp.ones((3, 3, 4, 4)), jnp.ones((2, 6, 6, 4)))
+    one = 2 * 2 * 16**2 * 4 * 4  # of 6 x 6 places and 3 x 3 taps, 16 a side are inside
+    for platform in ("cuda", "tpu", "cpu"):
+        found = trace.estimate(traced, platform)
+        assert found.flops == {"f32": 5 * one}  # two forward; backward one and two
+    # Beside the kernel: the images, the hidden layer before tanh, the result; and the gradients of the latter two.
+    assert found.kept <= 6 * 2 * 36 * 4 * 4
 
 
 # ------------------------------------------------------------------------------------ the same program as in training

@@ -15,7 +15,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     The input is padded with k // 2 zeros on each side whatever the stride, so that output pixel i
     looks at input pixel i * stride (TensorFlow's SAME shifts this by one pixel for even sizes and
-    stride 2). A 1x1 kernel is a matrix product.
+    stride 2). A 1x1 kernel is a matrix product. The gradient of others has a rule of its own, so that
+    reverse mode alone can differentiate them (`jax.jvp` raises TypeError).
     """
     if kernel.shape[0] == 1:
         x = x[:, ::stride, ::stride] if stride > 1 else x

@@ -271,7 +271,8 @@ def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
     built, batch = build(config, mesh, known, count)
     with nce.watched() as matrices:
         traced = built.step.trace(built.state, batch).jaxpr
-    estimate = trace.estimate(traced)
+    platform = topology.chip.platform
+    estimate = trace.estimate(traced, "cuda" if platform == "gpu" else platform)
     with nce.using(config.mesh.loss_impl, config.mesh.loss_kernel):
         sent = traffic(built, batch, topology, config.model.bn_groups, pieces)
     # The share has its own columns only, and takes the form of loss that suits one device.

@@ -13,10 +13,13 @@ this comes to 1.3 times what the TPU compiler arrives at for v5e, which also mak
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core.primitives import closed_call_p
+from jax.interpreters import partial_eval
 
 from jaxcl.plan.cost import valid_positions
 
@@ -51,11 +54,40 @@ class Estimate:
     unknown: collections.Counter[str]
 
 
-def estimate(traced: ClosedJaxpr) -> Estimate:
-    """Products and memory of a traced program as it stands: give it the share of one device."""
+def estimate(traced: ClosedJaxpr, platform: str = "cuda") -> Estimate:
+    """Products and memory of a traced program as it stands: give it the share of one device, and name the platform."""
     unknown: collections.Counter[str] = collections.Counter()
-    jaxpr = traced.jaxpr
+    results = [True] * len(traced.jaxpr.outvars)
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, results, instantiate=True)
+    jaxpr = _on(platform, needed)
     return Estimate(flops(jaxpr, unknown), kept(jaxpr), moved(jaxpr), unknown)
+
+
+def _on(platform: str, part: Any) -> Any:
+    """Where a program has a branch for each platform (`jax.lax.platform_dependent`), that of one of them in its place."""
+    if isinstance(part, ClosedJaxpr):
+        return part.replace(jaxpr=_on(platform, part.jaxpr))
+    if isinstance(part, tuple | list):
+        return type(part)(_on(platform, p) for p in part) if _has_programs(part) else part
+    if not isinstance(part, Jaxpr):
+        return part
+    eqns = []
+    for eqn in part.eqns:
+        if (platforms := eqn.params.get("branches_platforms")) is not None:
+            [chosen, *_] = (
+                branch
+                for branch, names in zip(eqn.params["branches"], platforms, strict=True)
+                if names is None or platform in names
+            )
+            params: dict[str, Any] = {"call_jaxpr": chosen}
+            eqn = eqn.replace(primitive=closed_call_p, invars=eqn.invars[1:], params=params)
+        inner = {key: _on(platform, value) for key, value in eqn.params.items()}
+        eqns.append(eqn.replace(params=inner))
+    return part.replace(eqns=eqns)
+
+
+def _has_programs(parts: Sequence[Any]) -> bool:
+    return any(isinstance(part, ClosedJaxpr | Jaxpr) for part in parts)
 
 
 def flops(jaxpr: Jaxpr, unknown: collections.Counter[str]) -> collections.Counter[str]:
