@@ -109,12 +109,13 @@ def touched(mib):
 
 @pytest.mark.slow
 def test_micro_batches_really_measured(capsys):
-    """A small network: less memory, the same gradient where BatchNorm has groups."""
-    line = "cache --images=16 --micro_batches=2 --width=0.03125 --features=4 --rounds=1"
+    """A small network: less memory, the same gradient."""
+    line = "cache --images=18 --micro_batches=2 --width=0.03125 --features=4 --rounds=1"
     found = cache.bench(command.flags().parse_args(line.split()))
     assert "gradient in 2 micro-batches" in capsys.readouterr().out
     for name in ("groups", "global"):
-        assert found[name]["gradient off by"] < 1e-3
+        assert 0 < found[name]["gradient off by"]["float64"] < 1e-12
+        assert found[name]["gradient off by"]["float32"] < 1e-3  # a ReLU may turn
         assert 0 < found[name]["micro-batches MiB"] < found[name]["one shot MiB"]
 
 

@@ -290,6 +290,41 @@ def test_the_number_of_devices_changes_nothing(form, devices):
     assert error <= 2e-6 * np.linalg.norm(label_gradient)
 
 
+@pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
+@pytest.mark.parametrize("kind", ["duplicates", "zero rows", "one class", "no positives"])
+def test_odd_rows_over_devices(form, kind):
+    z = embeddings(kind if kind in ("duplicates", "zero rows") else "random", 48, features=16)
+    labels = np.arange(48) if kind == "no positives" else np.zeros(48, int)
+    mesh = mesh_of(8)
+    sharded = jax.device_put(z, NamedSharding(mesh, P("data")))
+    if kind in ("duplicates", "zero rows"):
+        rows, gradient = oracle.nt_xent_by_rows(z, 0.05)
+        value, got = compiled_nt_xent(form, 0.05, 8)(sharded)
+    else:
+        rows, gradient = oracle.sup_con_by_rows(z, labels, 0.05, "out")
+        loss = functools.partial(losses.sup_con, temperature=0.05, impl=form, mesh=mesh)
+        value, got = jax.jit(jax.value_and_grad(loss))(sharded, labels)
+    np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
+    error = np.linalg.norm(np.reshape(got, gradient.shape) - gradient)
+    assert error <= 4e-6 * np.linalg.norm(gradient)  # 16 features
+
+
+@pytest.mark.parametrize(
+    ("form", "devices"), [("dense", 1), ("tiled", 1), ("tiled", 8), ("ring", 8)]
+)
+def test_bfloat16_rows_are_summed_in_float32(form, devices):
+    """The value is as exact as of the same rows in float32; the gradient is rounded once, at its end."""
+    z = jnp.asarray(embeddings("random", 160, features=32), jnp.bfloat16)
+    exact, gradient = oracle.nt_xent_by_rows(np.asarray(z, np.float32), 0.05)
+    if devices > 1:
+        z = jax.device_put(z, NamedSharding(mesh_of(devices), P("data")))
+    value, got = compiled_nt_xent(form, 0.05, devices)(z)
+    assert (value.dtype, got.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(value, exact.mean(), rtol=1e-6)
+    error = np.linalg.norm(np.asarray(got, np.float64).reshape(gradient.shape) - gradient)
+    assert error <= 2**-8 * np.linalg.norm(gradient)
+
+
 def test_the_mesh_that_is_set_is_used():
     z = jax.ShapeDtypeStruct((8192, 2, 128), jnp.float32)
     with jax.set_mesh(mesh_of(8)):
