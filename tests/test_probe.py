@@ -723,6 +723,29 @@ def test_the_linear_probe_that_diverges_is_left_out(workdir, monkeypatch):
     ]
 
 
+def test_a_share_of_the_labels_that_fills_no_batch_is_left_out(workdir, monkeypatch):
+    """And what was scored before it is written."""
+
+    def finetune(task, network, variables, recipe):
+        if len(task.train) < TRAIN / 2:
+            raise evaluators.TooFewImages("3 training images do not fill a batch")
+        return trained_to(0.5)
+
+    monkeypatch.setattr(evaluators, "finetune", finetune)
+    options = Options(
+        str(workdir),
+        evaluations=("knn", "finetune"),
+        labels=(1.0, 0.1),
+        baselines=False,
+        scratch=0.0,
+    )
+    record = probe.probe(options)
+    assert [row["method"] for row in record["rows"]] == ["knn", "finetune"]
+    assert record["left_out"] == [
+        "trained encoder, finetune 10% of label on 'test': 3 training images do not fill a batch"
+    ]
+
+
 @pytest.mark.parametrize(("other", "fraction"), [("", 0.875), ("folder:there", 1.0)])
 def test_features_of_other_data_are_of_whole_images(digits, other, fraction):
     """SimCLR, B.8: the shorter side is resized to that of the network's images, and the centre taken."""

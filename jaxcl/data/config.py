@@ -10,6 +10,7 @@ from jaxcl.data.idx import CLASS_NAMES
 PUBLISHED = ("cars", "cub", "flowers", "imagenet", "inaturalist", "inshop", "modelnet40", "sop")
 KINDS = ("emoji", "folder", "table", "idx", "tfds", "records", "noise", *PUBLISHED)
 FOLDER_LABELS = ("none", "parent", "path")
+MOST_PIXELS = 178_956_970
 SAMPLERS = ("uniform", "m_per_class", "class_balanced", "hierarchical")
 
 
@@ -73,7 +74,7 @@ class DataConfig:
         the full images.
       on_bad: an image that cannot be read stops the run ("error") or is replaced by the next that
         can, counted and named ("skip").
-      max_pixels: images with more pixels are bad; checked before they are decoded.
+      max_pixels: images with more pixels are bad, checked before they are decoded; at most 178,956,970, Pillow's own limit.
       workers: processes that decode; 0 for threads in this one.
       threads: threads that decode (in each process).
       prefetch: batches that are made ahead.
@@ -129,6 +130,10 @@ class DataConfig:
             value = getattr(self, field)
             if value < least:
                 raise ValueError(f"data.{field}={value}: expected {least} or more")
+        if self.max_pixels > MOST_PIXELS:
+            raise ValueError(
+                f"data.max_pixels={self.max_pixels}: expected at most {MOST_PIXELS}, above which Pillow opens no image"
+            )
         if self.sampler == "uniform" and self.sampler_level:
             raise ValueError(
                 f"data.sampler_level={self.sampler_level!r}: the sampler 'uniform' knows no classes; "

@@ -96,6 +96,10 @@ class Recipe:
             raise ValueError(f"batch_size={self.batch_size}: expected 1 or more")
 
 
+class TooFewImages(ValueError):
+    """Training images that do not fill one batch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassifierResult:
     """A trained classifier's score.
@@ -156,6 +160,7 @@ def linear_sgd(task: Task, network: LayerModel, variables: PyTree, recipe: Recip
 
     Raises:
       ValueError: fewer than two classes, or no labelled test image.
+      TooFewImages: there is none for some device.
     """
 
     def apply(
@@ -186,6 +191,7 @@ def finetune(task: Task, network: LayerModel, variables: PyTree, recipe: Recipe)
 
     Raises:
       ValueError: fewer than two classes, or no labelled test image.
+      TooFewImages: there is none for some device.
     """
 
     variables = network.select(variables)
@@ -267,7 +273,7 @@ class _Training:
         devices = 1 if sharding is None else sharding.num_devices
         size = min(self.recipe.batch_size, examples) // devices * devices
         if not size:
-            raise ValueError(
+            raise TooFewImages(
                 f"{examples} training images in batches of {self.recipe.batch_size} do not fill a "
                 f"batch over {devices} devices: use fewer devices, or more labels"
             )

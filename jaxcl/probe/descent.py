@@ -79,7 +79,7 @@ class Descent(Networks):
             )
             self.say(name, "linear by SGD", level_name, share, recipe)
             method = with_share("sgd", share)
-            with self.unless_it_diverges(name, method, level_name):
+            with self.unless_it_fails(name, method, level_name):
                 trained = evaluators.linear_sgd(task, self.network, variables, recipe)
                 row = Row.of(name, level_name, trained.result, method)
                 named = {"recipe": self.options.recipe} if self.options.recipe in LINEAR else {}
@@ -98,22 +98,21 @@ class Descent(Networks):
         for level_name, share, task in self.tasks():
             for name, start in starts.items():
                 advice = LOWER if name == TRAINED else "--scratch=0 goes without this control"
-                with self.unless_it_diverges(
-                    name, with_share("finetune", share), level_name, advice
-                ):
+                with self.unless_it_fails(name, with_share("finetune", share), level_name, advice):
                     rows.append(self.tuned(name, start, level_name, share, task))
         return rows
 
     @contextlib.contextmanager
-    def unless_it_diverges(
+    def unless_it_fails(
         self, name: str, method: str, level_name: str, advice: str = LOWER
     ) -> Iterator[None]:
-        """A training that diverges within is said and left out: the others keep their rows."""
+        """A training within that diverges or has too few images is said and left out: the others keep their rows."""
         try:
             yield
-        except FloatingPointError as error:
+        except (FloatingPointError, evaluators.TooFewImages) as error:
+            reason = f"{error}; {advice}" if isinstance(error, FloatingPointError) else str(error)
             test = self.splits.names["test"]
-            self.left_out.append(f"{name}, {method} of {level_name} on {test!r}: {error}; {advice}")
+            self.left_out.append(f"{name}, {method} of {level_name} on {test!r}: {reason}")
             self.console.print(f"left out: {self.left_out[-1]}")
 
     def tuned(

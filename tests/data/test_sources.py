@@ -191,6 +191,7 @@ def test_texts_of_a_source_tell_its_content_and_not_its_place(tmp_path, tfds_dir
         ({"name": "noise", "image_size": 0}, r"data\.image_size=0: expected the size of the noise"),
         ({"image_size": -1}, r"data\.image_size=-1"),
         ({"max_pixels": 0}, r"data\.max_pixels=0"),
+        ({"max_pixels": 400_000_000}, r"at most 178956970, above which Pillow opens no image"),
         ({"workers": -1}, r"data\.workers=-1: expected 0 or more"),
         ({"threads": 0}, r"data\.threads=0"),
         ({"prefetch": 0}, r"data\.prefetch=0"),

@@ -14,7 +14,15 @@ from tiny_network import build
 
 from jaxcl import data
 from jaxcl.data import ArraySource, DataConfig
-from jaxcl.evaluators import Layer, Recipe, Task, finetune, linear_sgd, transfer_bn_momentum
+from jaxcl.evaluators import (
+    Layer,
+    Recipe,
+    Task,
+    TooFewImages,
+    finetune,
+    linear_sgd,
+    transfer_bn_momentum,
+)
 from jaxcl.views import EvalView, Flip, View, ViewProgram
 
 SHAPE = (8, 8, 1)
@@ -205,7 +213,7 @@ def test_errors(digits):
     one_class = ArraySource(images[:9], np.zeros((9, 1), np.int32))
     with pytest.raises(ValueError, match="1 class"):
         linear_sgd(task(digits, train=one_class), network(), variables, recipe)
-    with pytest.raises(ValueError, match="do not fill a batch over 8 devices"):
+    with pytest.raises(TooFewImages, match="do not fill a batch over 8 devices"):
         linear_sgd(task(digits, train=slice(0, 5), devices=8), network(), variables, recipe)
     with pytest.raises(ValueError, match="one view of each image, got 2"):
         task(digits, views=ViewProgram((), (View(), View())))
