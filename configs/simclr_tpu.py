@@ -9,14 +9,15 @@ all of the training images for 90 epochs and is scored on the validation images;
 online kNN.
 
 Where paper, README and flags of the official code disagree, this is the paper's: weight decay 1e-6 (README and first flags:
-1e-4), a projection head of two layers (flags: three), brightness that adds (flags: version 2's, which multiplies), the mean over
-all anchors (code: the sum of both directions, twice that; with LARS only weight decay and the excluded parameters notice). The
-learning rate is 0.3 * B / 256 (the README's 0.075 * sqrt(B) is the same at 4096; below that the square root is better:
-`optim.scaling="sqrt", optim.base_lr=0.075`). An epoch is N // B steps and leaves out the rest (code: N * E // B + 1 steps in all,
-31,279 instead of 31,200 for 100 epochs). One thing is the code's, because every published checkpoint saw it: its crop draws the height
-and not the area, and wants a tenth of the image covered, so that the median area of a 500x375 photograph is 0.34 and not 0.54 of
-it; the paper's: `--config.views.ops.crop.extent=area --config.views.ops.crop.min_covered=0.0`. The network computes in bfloat16, as TPUs do; statistics, similarities and the loss in
-float32. Images are in [0, 1], without mean and standard deviation.
+1e-4), a projection head of two layers (flags: three), brightness that adds (flags: version 2's, which multiplies), the mean
+over all anchors (code: the sum of both directions, twice that; with LARS only weight decay and the excluded parameters notice).
+The learning rate is 0.3 * B / 256 (the README's 0.075 * sqrt(B) is the same at 4096; below that the square root is better:
+`optim.scaling="sqrt", optim.base_lr=0.075`). An epoch is N // B steps and leaves out the rest (code: N * E // B + 1 steps in
+all, 31,279 instead of 31,200 for 100 epochs). One thing is the code's, because every published checkpoint saw it: its crop
+draws the height and not the area, and wants a tenth of the image covered, so that the median area of a 500x375 photograph is
+0.34 and not 0.54 of it; the paper's: `--config.views.ops.crop.extent=area --config.views.ops.crop.min_covered=0.0`. The network
+computes in bfloat16, as TPUs do; statistics, similarities and the loss in float32. Images are in [0, 1], without mean and
+standard deviation.
 
 Preparing ImageNet, once, so that no TensorFlow is needed to read it. The two archives have to be fetched by hand from
 image-net.org (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar), 156 GB; then, in an environment of its own with TensorFlow:
