@@ -8,7 +8,7 @@ from typing import Any
 from jaxcl.data.idx import CLASS_NAMES
 
 PUBLISHED = ("cars", "cub", "flowers", "imagenet", "inaturalist", "inshop", "modelnet40", "sop")
-KINDS = ("emoji", "folder", "table", "idx", "tfds", "records", "noise", *PUBLISHED)
+KINDS = ("emoji", "folder", "table", "idx", "tfds", "records", "arrays", "noise", *PUBLISHED)
 FOLDER_LABELS = ("none", "parent", "path")
 MOST_PIXELS = 178_956_970
 SAMPLERS = ("uniform", "m_per_class", "class_balanced", "hierarchical")
@@ -21,7 +21,8 @@ class DataConfig:
     Attributes:
       name: kind of source: "emoji" (built in), "folder" (image files), "table" (a CSV file that
         lists image files), "idx" (the four files of MNIST and Fashion-MNIST), "tfds" (a prepared
-        TensorFlow data set), "records" (ArrayRecord files), "noise" (4096 random images of
+        TensorFlow data set), "records" (ArrayRecord files), "arrays" (one .npz file, see
+        `jaxcl.data.npz`), "noise" (4096 random images of
         `image_size` in memory, for measuring); or a data set in the layout in which it was published:
         "cars", "cub", "flowers", "imagenet", "inaturalist", "inshop", "modelnet40" or "sop", see
         `jaxcl.data.published`.
@@ -31,7 +32,8 @@ class DataConfig:
         version it is.
       splits: what a split name means to the source, where the name is not meant itself. For
         "folder" and "records" a folder below `path`; for "table" and "idx" a file name (or its
-        beginning) below `path`; for "tfds" any split expression, "train[:90%]"; for "emoji" another of
+        beginning) below `path`; for "tfds" any split expression, "train[:90%]"; for "arrays" another beginning of the
+        names of its arrays; for "emoji" another of
         its splits, a share of the codes of one, "train[:10%]", or one vendor's drawings,
         "train/google". For a folder or a table without splits leave it empty: "train" is then all of
         it. For a published layout another of its splits, as in {"train": "train_classes", "test":
@@ -49,10 +51,10 @@ class DataConfig:
         "path" (every folder between `path` and the image is a level, coarse to fine).
       image_key: for "table" the column with the file name ("" means "path"); for "tfds" the image
         feature ("" means "image").
-      label_keys: columns (table) or features (tfds) with the labels, coarse to fine; () means no
-        labels for a table, and the feature "label" if there is one for tfds. Labels that have nothing to
-        do with one another (style, colour) stand here too, for a method that reads them so
-        (`method.overlap` of "supcon").
+      label_keys: columns (table) or features (tfds) with the labels, or what the levels are called
+        (arrays), coarse to fine; () means no labels for a table, and the feature "label" if there is
+        one for tfds. Labels that have nothing to do with one another (style, colour) stand here too,
+        for a method that reads them so (`method.overlap` of "supcon").
       classes_file: a list of classes, one a line, of the finest level: only their images are taken, and
         only these classes are counted. "" for all.
       taxonomy: a file that says what is above each name of the only label level (`jaxcl.data.taxonomy`):
@@ -163,7 +165,10 @@ class DataConfig:
             raise ValueError(
                 f"data.taxonomy_depth={self.taxonomy_depth} without a file: set data.taxonomy"
             )
-        if self.name in ("folder", "table", "idx", "records", *PUBLISHED) and not self.path:
+        if (
+            self.name in ("folder", "table", "idx", "records", "arrays", *PUBLISHED)
+            and not self.path
+        ):
             raise ValueError(f"data.path is empty: name the place of the data of {self.name!r}")
         if self.name == "idx" and self.dataset not in ("", *CLASS_NAMES):
             raise ValueError(

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcl.data import emoji, folder, idx, noise, records, relabel, split_file, table, taxonomy
+from jaxcl.data import (
+    emoji,
+    folder,
+    idx,
+    noise,
+    npz,
+    records,
+    relabel,
+    split_file,
+    table,
+    taxonomy,
+)
 from jaxcl.data.base import Source
 from jaxcl.data.config import DataConfig
 from jaxcl.data.labels import LabelTree
@@ -153,6 +164,11 @@ def _records(config: DataConfig, split: str) -> Source:
     return records.RecordsSource(place, channels=config.channels, max_pixels=config.max_pixels)
 
 
+def _arrays(config: DataConfig, split: str) -> Source:
+    name = config.splits.get(split, split)
+    return npz.load_npz(config.path, name, config.label_keys, config.unique_names)
+
+
 def _published(config: DataConfig, split: str) -> Source:
     return LAYOUTS[config.name].open(
         Path(config.path),
@@ -186,6 +202,7 @@ _OPEN: dict[str, Callable[[DataConfig, str], Source]] = {
     "folder": _folder,
     "table": _table,
     "idx": _idx,
+    "arrays": _arrays,
     "tfds": _tfds,
     "records": _records,
     "noise": _noise,

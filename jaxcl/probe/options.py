@@ -183,7 +183,7 @@ def parse(argv: Sequence[str]) -> Options:
     flag(
         "data",
         f"other data: emoji, folder:PATH, table:FILE, idx:DIR, fashion_mnist:DIR, tfds:NAME[@DIR], "
-        f"records:DIR, or a copy as published: {', '.join(f'{name}:DIR' for name in PUBLISHED)}",
+        f"records:DIR, arrays:FILE, or a copy as published: {', '.join(f'{name}:DIR' for name in PUBLISHED)}",
     )
     parser.add_argument(
         "--set",
