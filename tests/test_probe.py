@@ -723,8 +723,8 @@ def test_the_linear_probe_that_diverges_is_left_out(workdir, monkeypatch):
     ]
 
 
-def test_a_share_of_the_labels_that_fills_no_batch_is_left_out(workdir, monkeypatch):
-    """And what was scored before it is written."""
+def test_a_share_of_the_labels_that_fills_no_batch_is_left_out(workdir, monkeypatch, capsys):
+    """And what was scored before it is written, and that its updates were few said."""
 
     def finetune(task, network, variables, recipe):
         if len(task.train) < TRAIN / 2:
@@ -744,6 +744,8 @@ def test_a_share_of_the_labels_that_fills_no_batch_is_left_out(workdir, monkeypa
     assert record["left_out"] == [
         "trained encoder, finetune 10% of label on 'test': 3 training images do not fill a batch"
     ]
+    # 30 epochs were one update.
+    assert "--epochs=15000 makes them 500" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("other", "fraction"), [("", 0.875), ("folder:there", 1.0)])

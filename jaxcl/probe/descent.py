@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,9 @@ TRANSFER_STEPS = 20_000
 """Updates of the recipe "transfer"; the paper's control from scratch has twice as many."""
 
 BATCH_SIZE = 256
+
+FEW_UPDATES = 500
+"""Fewer are said to be few."""
 
 LOWER = "give a lower --lr"
 
@@ -142,6 +146,7 @@ class Descent(Networks):
             recipe = self.recipe(settings, factor * (self.options.epochs or usual))
         self.say(name, what, level_name, share, recipe)
         trained = evaluators.finetune(task, self.trainable(task), variables, recipe)
+        self.advise_longer(trained.result, recipe)
         row = Row.of(name, level_name, trained.result, with_share("finetune", share))
         return dataclasses.replace(row, settings=row.settings | chosen)
 
@@ -294,6 +299,15 @@ class Descent(Networks):
             return optim.make_optimizer(settings, params, schedule)
 
         return evaluators.Recipe(epochs, self.batch_size, optimizer, self.options.seed, steps)
+
+    def advise_longer(self, result: evaluators.ClassifierResult, recipe: evaluators.Recipe) -> None:
+        """The papers' epochs are of millions of images: of a few they are hardly any updates."""
+        if result.steps < FEW_UPDATES and not (self.options.epochs or recipe.steps):
+            epochs = math.ceil(recipe.epochs * FEW_UPDATES / result.steps)
+            self.console.print(
+                f"  {recipe.epochs:g} epochs of {result.trained_on:,} images were {result.steps} updates of the weights,"
+                f" which is little: --epochs={epochs} makes them {FEW_UPDATES}"
+            )
 
     def say(
         self, name: str, what: str, level: str, share: float, recipe: evaluators.Recipe
