@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import shlex
 import shutil
 import signal
@@ -304,6 +305,47 @@ def test_a_trace_begins_and_ends_whatever_the_span(monkeypatch, tmp_path, span, 
             assert profile(number, step, number) == number
     assert seen == traced
     assert not running
+
+
+COUNTED = """
+import sys, jax
+from absl import app
+from jaxcl import command, main
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+sys.argv = ["main", *sys.argv[1:]]
+try:
+    app.run(main.main, flags_parser=command.parse_or_exit)
+finally:
+    print("hits", hits.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+@pytest.mark.slow
+def test_the_second_process_finds_its_programs_and_leaves_a_trace(tmp_path):
+    """The persistent compile cache, and a trace of the real profiler."""
+    hits = []
+    for run in ("first", "second"):
+        flags = [
+            "--config=configs/fake_benchmark.py:16",
+            f"--workdir={tmp_path / run}",
+            *("--config.steps=3", "--config.batch_size=8", "--config.model.width=0.125"),
+            f"--config.mesh.compile_cache={tmp_path / 'programs'}",
+            "--profile=2,2",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTED, *flags],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            cwd=pathlib.Path(__file__).parents[1],
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        hits.append(int(done.stdout.split("hits")[-1]))
+        traces = list((tmp_path / run / "profile").rglob("*.xplane.pb"))
+        assert len(traces) == 1
+        assert traces[0].stat().st_size > 10_000
+    assert hits[0] < hits[1]
 
 
 def test_skipped_images_are_counted_over_interruptions():
