@@ -4,7 +4,7 @@
 
 DIR holds the four IDX files (gzip or not), as Debian's package `dataset-fashion-mnist` installs them below
 /usr/share/datasets/fashion-mnist. A network of a quarter of the usual width; 20 epochs take hours on two CPU cores, minutes on a
-GPU. Raw pixels reach .799 with 1-NN at 5,000 training images.
+GPU. Raw pixels reach .864 by neighbours and .845 by a linear probe among all training images; one epoch .812 and .833.
 """
 
 from ml_collections import ConfigDict
