@@ -714,6 +714,7 @@ def test_weak_scaling(capsys, tmp_path, small_network):
     path = tmp_path / "plans.json"
     out = run(capsys, *SMALL, "--topology=gpu:4xh100", "--weak-scaling", f"--json={path}").out
     assert "weak scaling" in out
+    assert max(map(len, out.splitlines())) <= 80
     plans = json.loads(path.read_text())
     assert [(p["devices"], p["batch_size"]) for p in plans] == [(1, 8), (2, 16), (4, 32)]
     assert not plans[0]["collectives"]

@@ -134,12 +134,12 @@ def scaling_table(plans: Sequence[Plan]) -> Table:
         "memory",
         "temporaries",
         "fits",
-        "FLOP",
-        "collectives",
+        "TFLOP",
+        "sends",
         "sent",
-        "step at least",
+        "step at\nleast",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         temporaries = plan.memory.get("temporaries", 0)
         table.add_row(
@@ -148,7 +148,7 @@ def scaling_table(plans: Sequence[Plan]) -> Table:
             size(plan.needed),
             size(temporaries),
             "yes" if plan.fits else "NO",
-            f"{sum(plan.flops.values()):.4g}",
+            f"{sum(plan.flops.values()) / 1e12:.3g}",
             f"{sum(t.count for t in plan.transfers):,}",
             size(plan.sent),
             duration(plan.seconds.get("step", 0.0)),
