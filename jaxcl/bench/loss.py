@@ -350,7 +350,9 @@ def real_run(views: int, features: int) -> dict[str, Any]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Those of this bench."""
-    parser.add_argument("--views", type=numbers, default=[64, 128, 256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument(
+        "--views", type=numbers, default=[64, 128, 256, 512, 1024, 2048, 4096, 8192]
+    )
     parser.add_argument(
         "--memory_views",
         type=numbers,
