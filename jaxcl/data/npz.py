@@ -3,8 +3,8 @@
     np.savez_compressed("mine.npz", train_images=images, train_labels=labels)     u8[N,h,w,C] or u8[N,h,w], integers [N] or [N,L]
     python -m jaxcl.main --config=... --config.data.name=arrays --config.data.path=mine.npz
 
-Labels are welcome and not needed. An array `label_names` (`<level>_names` where there are several levels) says what the ids are
-called.
+Labels are welcome and not needed. Columns of labels are levels, coarse to fine, and not flags of which several may be set. An array
+`<level>_names`, such as `label_names`, says what the ids of a level are called.
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ def load_npz(
         try:
             images = _read(arrays, split + IMAGES)
             every = {s: _read(arrays, s + LABELS) for s in splits if s + LABELS in arrays}
+            if levels and split not in every:
+                raise ValueError(
+                    f"data.label_keys={tuple(levels)}, and no array {split + LABELS!r}"
+                )
             tree = _tree(every, levels, arrays, unique) if split in every else None
-            names = [f"{split} {i}" for i in range(len(images))]
+            names = [f"{split} {i}" for i in range(images.shape[0] if images.ndim else 0)]
             return ArraySource(images, every.get(split), tree, names=names)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}, split {split!r}: {error}") from error
@@ -83,12 +87,12 @@ def _tree(
     unique: bool,
 ) -> LabelTree:
     """The names of the file, or the numbers up to the largest of all splits."""
-    depths = {1 if array.ndim == 1 else array.shape[-1] for array in labels.values()}
     for name, array in labels.items():
         if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(
                 f"{name + LABELS!r} must be integers [N] or [N, levels], got {array.dtype}{list(array.shape)}"
             )
+    depths = {1 if array.ndim == 1 else array.shape[-1] for array in labels.values()}
     if len(depths) > 1:
         raise ValueError(
             f"the labels of the splits have different numbers of levels: {sorted(depths)}"
@@ -100,7 +104,7 @@ def _tree(
         raise ValueError(
             f"data.label_keys={tuple(levels)} names {len(levels)} levels, and the labels have {depth}"
         )
-    columns = [array.reshape(len(array), depth) for array in labels.values()]
+    columns = [a.reshape(len(a), depth).astype(np.int64) for a in labels.values()]
     names = []
     for number, level in enumerate(levels):
         if level + NAMES in arrays:

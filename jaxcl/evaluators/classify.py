@@ -160,7 +160,7 @@ def linear_sgd(task: Task, network: LayerModel, variables: PyTree, recipe: Recip
 
     Raises:
       ValueError: fewer than two classes, or no labelled test image.
-      TooFewImages: there is none for some device.
+      TooFewImages: there are fewer training images than devices.
     """
 
     def apply(
@@ -191,7 +191,7 @@ def finetune(task: Task, network: LayerModel, variables: PyTree, recipe: Recipe)
 
     Raises:
       ValueError: fewer than two classes, or no labelled test image.
-      TooFewImages: there is none for some device.
+      TooFewImages: there are fewer training images than devices.
     """
 
     variables = network.select(variables)

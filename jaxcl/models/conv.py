@@ -60,7 +60,11 @@ def _in_order(
     rest = [(n + 2 * pad - size) % stride for n in x.shape[1:3]]
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     dx = _convolve(
-        dy, turned, (1, 1), [(pad, pad + r) for r in rest], lhs_dilation=(stride, stride)
+        dy,
+        turned,
+        (1, 1),
+        [(size - 1 - pad, size - 1 - pad + r) for r in rest],
+        lhs_dilation=(stride, stride),
     )
     # Channels are the batch here, and the images what is summed over.
     dkernel = _convolve(

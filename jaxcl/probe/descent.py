@@ -60,7 +60,7 @@ class Descent(Networks):
       scratch_grid: those of its control from scratch.
       choices: what was chosen from them, by (network, level, content of the images to learn from and
         to score): splits that share these images share the choice.
-      left_out: a line about each training that diverged, and so has no row.
+      left_out: a line about each training that diverged or had too few images, and so has no row.
     """
 
     grid: Grid = TRANSFER
@@ -146,7 +146,8 @@ class Descent(Networks):
             recipe = self.recipe(settings, factor * (self.options.epochs or usual))
         self.say(name, what, level_name, share, recipe)
         trained = evaluators.finetune(task, self.trainable(task), variables, recipe)
-        self.advise_longer(trained.result, recipe)
+        if not scratch:
+            self.advise_longer(trained.result, recipe)
         row = Row.of(name, level_name, trained.result, with_share("finetune", share))
         return dataclasses.replace(row, settings=row.settings | chosen)
 

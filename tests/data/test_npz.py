@@ -61,6 +61,15 @@ def test_grey_images_with_the_labels_in_a_column_and_their_names(save):
     assert source.tree.levels == ("label",)
     assert [source.tree.describe(row) for row in source.labels] == ["right", "left", "right"]
     assert not load_npz(path, "test").tree.levels
+    with pytest.raises(ValueError, match=r"label_keys=\('side',\), and no array 'test_labels'"):
+        load_npz(path, "test", ("side",))
+
+
+def test_unsigned_labels_without_names(save):
+    labels = np.array([[1], [0], [1], [2], [0]], np.uint8)
+    source = load_npz(save(train_labels=labels, test_labels=None), "train")
+    assert source.tree.names == (("0", "1", "2"),)
+    np.testing.assert_array_equal(source.labels, labels)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +80,8 @@ def test_grey_images_with_the_labels_in_a_column_and_their_names(save):
         ({"test_labels": np.zeros((3, 2), int)}, "2 images but 3 labels"),
         ({"test_labels": np.zeros(2, int)}, "different numbers of levels: [1, 2]"),
         ({"train_labels": np.zeros((5, 2))}, "'train_labels' must be integers"),
+        ({"train_labels": np.array(3)}, "'train_labels' must be integers"),
+        ({"test_images": np.array(3, np.uint8)}, "images must have the shape"),
         ({"level0_names": np.array(["one"])}, "label 1 of"),
         ({"test_images": np.array([None, 1], object)}, "cannot be read"),
     ],

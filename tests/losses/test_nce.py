@@ -293,7 +293,8 @@ def test_the_number_of_devices_changes_nothing(form, devices):
 @pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
 @pytest.mark.parametrize("kind", ["duplicates", "zero rows", "one class", "no positives"])
 def test_odd_rows_over_devices(form, kind):
-    z = embeddings(kind if kind in ("duplicates", "zero rows") else "random", 48, features=16)
+    views = 1 if kind == "no positives" else 2
+    z = embeddings(kind if kind in ("duplicates", "zero rows") else "random", 48, views, 16)
     labels = np.arange(48) if kind == "no positives" else np.zeros(48, int)
     mesh = mesh_of(8)
     sharded = jax.device_put(z, NamedSharding(mesh, P("data")))
@@ -305,6 +306,7 @@ def test_odd_rows_over_devices(form, kind):
         loss = functools.partial(losses.sup_con, temperature=0.05, impl=form, mesh=mesh)
         value, got = jax.jit(jax.value_and_grad(loss))(sharded, labels)
     np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
+    assert (np.linalg.norm(gradient) == 0) == (kind == "no positives")
     error = np.linalg.norm(np.reshape(got, gradient.shape) - gradient)
     assert error <= 4e-6 * np.linalg.norm(gradient)  # 16 features
 
@@ -322,7 +324,7 @@ def test_bfloat16_rows_are_summed_in_float32(form, devices):
     assert (value.dtype, got.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_allclose(value, exact.mean(), rtol=1e-6)
     error = np.linalg.norm(np.asarray(got, np.float64).reshape(gradient.shape) - gradient)
-    assert error <= 2**-8 * np.linalg.norm(gradient)
+    assert error <= 2e-3 * np.linalg.norm(gradient)  # of one rounding 1.6e-3
 
 
 def test_the_mesh_that_is_set_is_used():

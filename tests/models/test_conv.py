@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcl.models import conv
 from jaxcl.models.conv import Conv, conv2d
 
 
@@ -29,7 +30,7 @@ def oracle(x, kernel, stride):
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
 def test_forward_and_gradients(size, stride, shape):
     rng = np.random.default_rng(0)
@@ -53,6 +54,21 @@ def test_forward_and_gradients(size, stride, shape):
         (gx * dx).sum(), (oracle(dx, kernel, stride) * weights).sum(), rtol=1e-9
     )
     np.testing.assert_allclose((gk * dk).sum(), (oracle(x, dk, stride) * weights).sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 2), (5, 3), (7, 2)])
+def test_both_orders_of_the_gradients_are_the_same_numbers(size, stride):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(size), 3)
+        x = jax.random.normal(keys[0], (2, 9, 8, 3))
+        kernel = jax.random.normal(keys[1], (size, size, 3, 4))
+        dy = jax.random.normal(keys[2], conv2d(x, kernel, stride).shape)
+        for a, b in zip(
+            conv._in_order(stride, x, kernel, dy),
+            conv._any_order(stride, x, kernel, dy),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def gradients_in_a_loop(x, kernel):
@@ -86,10 +102,10 @@ def test_order_of_gradients_elsewhere_is_left_to_xla(platform):
 
 def test_types_and_initial_variance():
     x = jnp.ones((1, 4, 4, 32))
-    conv = Conv(features=64, size=3, dtype=jnp.bfloat16)
-    variables = conv.init(jax.random.key(0), x)
+    layer = Conv(features=64, size=3, dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
     kernel = np.asarray(variables["params"]["kernel"])
     assert set(variables["params"]) == {"kernel"}
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel.std(), (9 * 32) ** -0.5, rtol=0.03)
-    assert conv.apply(variables, x).dtype == jnp.bfloat16
+    assert layer.apply(variables, x).dtype == jnp.bfloat16
