@@ -76,7 +76,7 @@ def _take(root: epath.Path, say: Callable[[str], None], name: str) -> int:
     descriptor = os.open(root / name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except BlockingIOError:
         time.sleep(_SETTLE)  # until then the name may be that of a run that was killed
         holder = os.read(descriptor, 1000).decode(errors="replace").strip()
         os.close(descriptor)
@@ -84,7 +84,7 @@ def _take(root: epath.Path, say: Callable[[str], None], name: str) -> int:
             f"{root} is in use: {holder or 'another process'} trains there, and two runs would spoil each other's files."
             " Wait for it or stop it (it saves at Ctrl-C), or choose another --workdir",
             holder,
-        ) from error
+        ) from None  # the lock's EAGAIN is no fault of storage, which would be met by starting again
     except OSError as error:
         say(
             f"{root} cannot be locked ({error.strerror}): nothing keeps another run from writing there"

@@ -1,8 +1,8 @@
 """Trains: `python -m jaxcl.main --config=configs/quickstart.py [--workdir=DIR] [--config.section.key=value ...]`.
 
 Exit codes, for what starts it: 0 when the run is complete; 1 for an error that the same command would meet again; 75 when
-a device or another process has failed, so that the same command may go on from the newest checkpoint; `--stopped_exit_code` (0 if not
-given) when a signal stopped the run and it has saved itself.
+a device or another process has failed, or storage does not answer, so that the same command may go on from the newest checkpoint;
+`--stopped_exit_code` (0 if not given) when a signal stopped the run and it has saved itself.
 """
 
 import sys
@@ -40,7 +40,7 @@ PROFILE = flags.DEFINE_list(
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 
 FAILED_ELSEWHERE = 75
-"""Exit code when a device or another process has failed."""
+"""Exit code when a device, another process or the storage has failed."""
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.key=value")
     from jaxcl import config, mesh, train
-    from jaxcl.checkpoint import CheckpointError
+    from jaxcl.checkpoint import CheckpointError, may_pass
 
     logging.set_verbosity(logging.WARNING)
     try:
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             mesh.join()
         result = train.train(cfg, WORKDIR.value or f"runs/{cfg.name}")
     except Exception as error:
-        lost = mesh.lost_another(error)
+        lost, unreachable = mesh.lost_another(error), may_pass(error)
         named = isinstance(error, (ValueError, OSError, train.RunError, CheckpointError))
         if TRACEBACK.value or lost or not named:
             traceback.print_exc()
@@ -74,7 +74,13 @@ def main(argv: list[str]) -> None:
                 )
         else:
             print(f"jaxcl: {error}\n(--traceback shows where)", file=sys.stderr)
-        mesh.leave(FAILED_ELSEWHERE if lost else 1)
+        if unreachable and not lost:
+            print(
+                "jaxcl: storage, the network or this machine has failed for now. When it answers, the same command goes on"
+                " from the newest checkpoint",
+                file=sys.stderr,
+            )
+        mesh.leave(FAILED_ELSEWHERE if lost or unreachable else 1)
     if not result["complete"]:
         sys.exit(STOPPED.value)
 

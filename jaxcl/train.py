@@ -22,6 +22,7 @@ from jaxcl import config as config_lib
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.methods.base import Method, advice, own_rate, remarks, similarity_by_depth, trivial_loss
+from jaxcl.models import HeadOn, HeadSpec
 from jaxcl.report.run import run_report
 from jaxcl.state import TrainState
 
@@ -344,12 +345,13 @@ def network(state: TrainState) -> dict[str, Any]:
 def refuse_other_run(checkpoints: checkpoint.Checkpoints, root: epath.Path, config: Config) -> None:
     """Refuses to continue in a workdir whose checkpoints are of another experiment.
 
-    A setting that they do not have, as it came later, has to be at its default.
+    A setting that they do not have, as it came later, has to be at its default. What a method is only told of the data and the run,
+    which their content id knows, is no setting.
 
     Raises:
       RunError: lists each differing key with both values.
     """
-    chosen = config_lib.not_default(config)
+    chosen = config_lib.not_default(config).keys() - {f"method.{n}" for n in config_lib.GIVEN}
     found = [
         d
         for d in checkpoints.differences()
@@ -367,7 +369,9 @@ def best_so_far(best: checkpoint.Checkpoints, say: Callable[[str], None]) -> flo
     """The online kNN of the kept best checkpoint; -inf without one."""
     try:
         kept = [checkpoint.read_manifest(best.directory, step) for step in best.steps()]
-    except checkpoint.CheckpointError as error:
+    except (
+        checkpoint.DamagedError
+    ) as error:  # one that cannot be read now may count, and must not be replaced
         say(f"the best checkpoint so far does not count, the next one replaces it: {error}")
         return -math.inf
     return max((manifest.metrics["knn"] for manifest in kept), default=-math.inf)
@@ -464,6 +468,13 @@ class Profile:
         self.close()
 
 
+def beside_each_other(heads: Mapping[str, HeadSpec | HeadOn]) -> bool:
+    """Whether there are several heads on the backbone, and no other ones, whose hidden layers can be put side by side."""
+    return len(heads) > 1 and all(
+        isinstance(head, HeadSpec) and len(head.layers) > 1 for head in heads.values()
+    )
+
+
 def what_next(
     root: epath.Path, config: Config, load: Callable[[str], data.Source] | None
 ) -> list[tuple[str, str]]:
@@ -488,7 +499,10 @@ def what_next(
             evaluations += run.extra
     if evaluations:
         factors = f" --factors={shlex.quote(','.join(run.factors))}" if run.factors else ""
-        found += [("probe the checkpoint", f"{probe} --eval={','.join(evaluations)}{factors}")]
+        what = f"--eval={','.join(evaluations)}{factors}"
+        found += [("probe the checkpoint", f"{probe} {what}")]
+        if beside_each_other(config.build_method().heads):
+            found += [("probe all heads side by side", f"{probe} --layer=heads:hidden {what}")]
     else:
         labelled = "--data=folder:DIR --set=data.holdout=0.25 --test=val --eval=knn,linear"
         found += [("probe the checkpoint on images with labels", f"{probe} {labelled}")]

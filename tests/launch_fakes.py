@@ -3,6 +3,7 @@
 Each fake is a program in a directory of its own that stands first on PATH; what it knows is in `FAKE_CLOUD`:
 
     calls.jsonl     every call: program, arguments
+    srun.json       the environment of the last srun
     settings.json   workers: their number
                     preempt: take the machines away, once, when the workers have saved themselves
                     saved, files: a glob, and the number of its files which tells that they have
@@ -288,6 +289,8 @@ if program == "sbatch":
     script = next(i for i, word in enumerate(argv) if not word.startswith("--"))
     asked = {"command": argv[script:], "tasks": int(flag("nodes")) * int(flag("ntasks-per-node"))}
     asked["export"] = dict(pair.split("=", 1) for pair in flag("export").split(",")[1:])
+    if cpus := flag("cpus-per-task"):
+        asked["export"]["SLURM_CPUS_PER_TASK"] = cpus
     job.write_text(json.dumps(asked))
     daemon = pathlib.Path(sys.argv[0]).with_name("slurmd")
     subprocess.Popen([daemon], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -323,6 +326,7 @@ elif program == "slurmd":
             break
     (cloud / "ended").write_text(str(shell.returncode))
 elif program == "srun":
+    (cloud / "srun.json").write_text(json.dumps(dict(os.environ)))
     count = int(os.environ["FAKE_TASKS"])
     command = [word for word in argv if word != "--kill-on-bad-exit=1"]
     children = []
@@ -403,6 +407,10 @@ class Cloud:
         log = self.state / "calls.jsonl"
         found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return [call for call in found if call[: len(start)] == list(start)]
+
+    def srun_environment(self):
+        """The variables of the last srun; the processes of the run have them too."""
+        return json.loads((self.state / "srun.json").read_text())
 
     def commands(self):
         """What the workers were told to run."""

@@ -14,7 +14,7 @@ MAIN = """
 import sys
 from absl import flags
 from jaxcl import main, train
-from jaxcl.checkpoint import CheckpointError
+from jaxcl.checkpoint import CheckpointError, UnreachableError
 
 ends = {
     "complete": lambda *a: {"complete": True},
@@ -22,6 +22,9 @@ ends = {
     "setting": lambda *a: raises(ValueError("batch_size=3: expected 4")),
     "run": lambda *a: raises(train.RunError("not finite")),
     "checkpoint": lambda *a: raises(CheckpointError("damaged")),
+    "storage": lambda *a: raises(UnreachableError("cannot be read, in 5 attempts")),
+    "disk": lambda *a: raises(OSError(5, "Input/output error")),
+    "network": lambda *a: raises(TimeoutError("no answer from the images' server")),
     "file": lambda *a: raises(FileNotFoundError("no such data")),
     "bug": lambda *a: raises(KeyError("bug")),
     "peer": lambda *a: raises(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")),
@@ -83,11 +86,15 @@ def test_each_end_has_its_code():
         "setting": "1",
         "run": "1",
         "checkpoint": "1",
+        "storage": "75",
+        "disk": "75",
+        "network": "75",
         "file": "1",
         "bug": "1",
         "peer": "75",
     }
     assert "jaxcl: batch_size=3: expected 4" in done.stderr
+    assert done.stderr.count("When it answers, the same command goes on") == 3
     assert done.stderr.count("Traceback") == 2  # the bug and the lost process
 
 

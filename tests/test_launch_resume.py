@@ -106,13 +106,15 @@ def test_gke(flags, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm(flags, whole, tmp_path):
-    cloud = make(tmp_path, preempt="limit")
+@pytest.mark.parametrize("preempt", ["limit", "preemption"])
+def test_slurm(flags, whole, tmp_path, preempt):
+    """After a time limit the job queues itself again; after a preemption Slurm does."""
+    cloud = make(tmp_path, preempt=preempt)
     done = launch(cloud, "slurm", flags, f"--nodes={PROCESSES}", "--gpus_per_node=1")
     assert done.returncode == 0, done.stderr
     wait_for((cloud.state / "ended").exists, "the end of the job", seconds=900)
     log = (cloud.state / "log").read_text()
     assert (cloud.state / "ended").read_text() == "0", log
-    assert cloud.calls("scontrol") == [["scontrol", "requeue", "4711"]]
+    assert cloud.calls("scontrol") == [["scontrol", "requeue", "4711"]] * (preempt == "limit")
     assert "SIGTERM: the run saves and stops" in log
     check(cloud, log, whole)

@@ -10,10 +10,12 @@ import sys
 import pytest
 
 from jaxcl import lock
+from jaxcl.checkpoint import faults
 
 HOLD = """
 import sys, time
 from jaxcl import lock
+from jaxcl.checkpoint import faults
 with lock.hold(sys.argv[1], print):
     print("held", flush=True)
     time.sleep(600)
@@ -31,6 +33,7 @@ def test_a_second_run_is_told_who_has_the_workdir(tmp_path):
             raise AssertionError
         assert error.value.holder == holder
         assert holder in str(error.value)
+        assert not faults.may_pass(error.value)  # starting again would meet the same run
         with lock.hold(tmp_path / "runs" / "y", print):
             pass
     with pytest.raises(KeyError), lock.hold(root, print):  # that was refused leaves it free

@@ -162,6 +162,23 @@ def test_a_setting_that_came_later_has_to_be_at_its_default(cache):
         train.refuse_other_run(Stored(), "there", other)
 
 
+def test_what_a_method_came_to_be_told_later_is_no_other_experiment():
+    """The number of images, say, of a method whose stored runs did not know it; another number is one."""
+    path = pathlib.Path(__file__).parents[1] / "configs" / "looc_emoji.py"
+    config = config_lib.from_dict(config_lib.load(path)).for_run(2000, 3)
+
+    def go_on(stored):
+        class Stored:
+            def differences(self):
+                return [checkpoint.Difference("method.examples", stored, 2000)]
+
+        train.refuse_other_run(Stored(), "there", config)
+
+    go_on(checkpoint.ABSENT)
+    with pytest.raises(train.RunError, match=r"method\.examples: 1999 there, 2000 now"):
+        go_on(1999)
+
+
 def test_a_workdir_in_use_is_refused_before_anything_is_written(whole, cache):
     def state():
         return {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.name != lock.NAME}
@@ -505,6 +522,28 @@ def test_what_is_said_to_be_next_can_be_run(case, cache, digits, tmp_path, monke
         splits = probe.open_splits(config, options)
         assert bool(classified_levels(config, options, splits)) == with_labels
         assert with_labels or options.evaluations == ("retrieval", "factor")
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("looc_emoji.py", True),
+        ("looc_emoji.py:moco,rotate", False),  # one head
+        ("moco_emoji.py:v3", False),  # its second one is on top of the first
+    ],
+)
+def test_all_heads_are_offered_where_there_are_several_side_by_side(name, offered):
+    configs = pathlib.Path(__file__).parents[1] / "configs"
+    config = config_lib.from_dict(config_lib.load(configs / name))
+    load = functools.partial(data.load, config.data)
+    found = dict(train.what_next(epath.Path("run"), config, load))
+    command = found.get("probe all heads side by side", "")
+    assert bool(command) == offered
+    if offered:
+        options = probe.parse(shlex.split(command)[3:])
+        heads = tuple(config.build_method().heads)
+        assert evaluators.Layer.parse(options.layer, heads) == evaluators.Layer("", -2, heads)
+        assert options.evaluations == ("knn", "linear", *config.evaluation.extra)
 
 
 def test_files_of_processes_that_are_no_more_are_removed(tmp_path):

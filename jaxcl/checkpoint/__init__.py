@@ -8,10 +8,13 @@ checkpoint does not exist; with it, every byte is checked when it is restored.
 
 from jaxcl.checkpoint.errors import (
     CheckpointError,
+    DamagedError,
     NonFiniteError,
     OtherModelError,
+    UnreachableError,
     WriteError,
 )
+from jaxcl.checkpoint.faults import may_pass
 from jaxcl.checkpoint.manifest import ABSENT, Difference, Leaf, Manifest, config_diff
 from jaxcl.checkpoint.part import read_manifest, restore_part
 from jaxcl.checkpoint.store import Checkpoints
@@ -20,13 +23,16 @@ __all__ = [
     "ABSENT",
     "CheckpointError",
     "Checkpoints",
+    "DamagedError",
     "Difference",
     "Leaf",
     "Manifest",
     "NonFiniteError",
     "OtherModelError",
+    "UnreachableError",
     "WriteError",
     "config_diff",
+    "may_pass",
     "read_manifest",
     "restore_part",
 ]

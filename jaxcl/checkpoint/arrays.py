@@ -21,10 +21,14 @@ import tensorstore as ts
 from etils import epath
 
 from jaxcl import mesh
-from jaxcl.checkpoint import files, leaves
+from jaxcl.checkpoint import faults, files, leaves
 from jaxcl.checkpoint.errors import DamagedError
 
 _NAME = "state"
+
+REQUESTS = {"max_retries": 4, "initial_delay": "1s", "max_delay": "8s"}
+"""How tensorstore repeats a request to a bucket. By default it would for a quarter of an hour, for
+which no other process waits; `faults.again` reads anew after it."""
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -92,8 +96,17 @@ def read(
       wanted: path -> shape and dtype that the array must have.
 
     Raises:
-      DamagedError: files are missing or unreadable, or an array has another shape or dtype.
+      DamagedError: files are missing or cannot be decoded, or an array has another shape or dtype.
+      UnreachableError: the storage does not answer, in several attempts.
+      CheckpointError: the files may not be read.
     """
+    return faults.again(lambda: _read(directory, wanted), f"{directory}")
+
+
+def _read(
+    directory: epath.Path, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> dict[str, np.ndarray]:
+    """`read`, in one attempt."""
     filled = {path: kind for path, kind in wanted.items() if math.prod(kind[0])}
     found = {path: np.empty(*kind) for path, kind in wanted.items() if path not in filled}
     _check_size(directory, filled)
@@ -112,14 +125,22 @@ def _result(future: Any, path: str) -> Any:
     try:
         return future.result()
     except (ValueError, OSError) as error:  # so tensorstore reports all that is wrong in storage
-        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
+        if faults.may_pass(error):
+            raise
+        raise faults.final(error, path) from error
 
 
 def _open(directory: epath.Path, paths: Mapping[str, Any]) -> dict[str, Any]:
     """Futures of the stored arrays (Orbax joins the keys of a path by dots)."""
     where = os.fspath(directory) + "/"
     base: Any = {"driver": "file", "path": where} if files.is_local(directory) else where
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 100_000_000}})  # for the index
+    context = ts.Context(
+        {
+            "cache_pool": {"total_bytes_limit": 100_000_000},  # for the index
+            "gcs_request_retries": REQUESTS,
+            "s3_request_retries": REQUESTS,
+        }
+    )
     return {
         path: ts.open(
             {
@@ -138,13 +159,12 @@ def _check_size(
     directory: epath.Path, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]]
 ) -> None:
     """Refuses shapes for which there are not enough bytes on disk, before memory is taken."""
-    have = files.size(directory)
+    try:
+        have = files.size(directory)
+    except OSError as error:
+        if faults.may_pass(error):
+            raise
+        raise faults.final(error, "the size of its files") from error
     need = sum(math.prod(shape) * dtype.itemsize for shape, dtype in wanted.values())
     if have is not None and have < need:
         raise DamagedError(f"its files have {have:,} bytes, but its arrays {need:,}")
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error's text, of at most 300 characters."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:300]

@@ -65,4 +65,14 @@ class WriteError(CheckpointError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's files are missing, unreadable, or not what its manifest says."""
+    """A checkpoint's files are missing, or not what its manifest says."""
+
+
+class UnreachableError(CheckpointError):
+    """The storage, or another process, does not answer; later the same command may go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error's text, of at most 300 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]

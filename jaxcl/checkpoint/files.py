@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 
 from etils import epath
+
+from jaxcl.checkpoint import faults
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
 
@@ -17,18 +20,69 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def steps(directory: epath.Path, suffix: str = "") -> list[int]:
     """Steps of the entries `<step><suffix>`, complete or not, in ascending order."""
-    if not directory.exists():
-        return []
-    stems = [p.name.removesuffix(suffix) for p in directory.iterdir() if p.name.endswith(suffix)]
+    names = [path.name for path in _listed(directory)]
+    stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if _STEP.fullmatch(stem))
 
 
 def entries(directory: epath.Path, infix: str) -> list[epath.Path]:
     """Entries `<step><infix>...`, sorted by name."""
-    if not directory.exists():
-        return []
-    stems = {p: p.name.partition(infix) for p in directory.iterdir()}
+    stems = {p: p.name.partition(infix) for p in _listed(directory)}
     return sorted(p for p, (step, mark, _) in stems.items() if mark and _STEP.fullmatch(step))
+
+
+def _listed(directory: epath.Path) -> list[epath.Path]:
+    """The entries of a directory, none if it is not there.
+
+    It is listed without being asked first whether it exists: a storage that does not answer would
+    say no, and the run would begin from step 0.
+    """
+    try:
+        return faults.again(lambda: list(directory.iterdir()), f"{directory}")
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        if type(error).__name__ == "NotFoundError":  # TensorFlow's
+            return []
+        raise
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether a file or directory is there.
+
+    Raises:
+      UnreachableError: the storage does not answer, in several attempts.
+      OSError: it is not to be known for another reason.
+    """
+    if not is_local(path):
+        return faults.again(path.exists, f"{path}")
+    return _answers(lambda: os.stat(path), path)
+
+
+def is_file(path: epath.Path) -> bool:
+    """Whether a file is there; in a bucket it is read, as there `exists` may take a fault for no.
+
+    Raises:
+      UnreachableError: the storage does not answer, in several attempts.
+      OSError: it is not to be known for another reason.
+    """
+    return _answers((lambda: os.stat(path)) if is_local(path) else path.read_bytes, path)
+
+
+def _answers(ask: Callable[[], object], path: epath.Path) -> bool:
+    try:
+        faults.again(ask, f"{path}")
+    except Exception as error:
+        if _is_missing(error):
+            return False
+        raise
+    return True
+
+
+def _is_missing(error: Exception) -> bool:
+    if type(error).__name__ == "NotFoundError":  # TensorFlow's
+        return True
+    return isinstance(error, OSError) and faults.is_missing(error)
 
 
 def is_local(path: epath.Path) -> bool:
@@ -37,14 +91,23 @@ def is_local(path: epath.Path) -> bool:
 
 
 def size(path: epath.Path) -> int | None:
-    """Bytes of all files under the path; None for a bucket."""
+    """Bytes of all files under the path; None for a bucket.
+
+    Raises:
+      OSError: a directory cannot be listed, or a file is gone.
+    """
     if not is_local(path):
         return None
     return sum(
         os.path.getsize(os.path.join(root, name))
-        for root, _, names in os.walk(path)
+        for root, _, names in os.walk(path, onerror=_raise)
         for name in names
     )
+
+
+def _raise(error: OSError) -> None:
+    """What cannot be listed has not no files."""
+    raise error
 
 
 def free_bytes(path: epath.Path) -> int | None:
@@ -104,6 +167,6 @@ def _sync(path: str) -> None:
 def unused_name(path: epath.Path) -> epath.Path:
     """`path` with the first free number behind it: "200.damaged-1"."""
     number = 1
-    while (candidate := path.parent / f"{path.name}-{number}").exists():
+    while exists(candidate := path.parent / f"{path.name}-{number}"):
         number += 1
     return candidate

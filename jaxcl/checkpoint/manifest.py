@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 import jaxcl
-from jaxcl.checkpoint import files, leaves
+from jaxcl.checkpoint import faults, files, leaves
 from jaxcl.checkpoint.errors import CheckpointError, DamagedError
 
 NAME = "manifest.json"
@@ -126,16 +126,20 @@ def read(directory: epath.Path) -> Manifest:
 
     Raises:
       DamagedError: it is missing, no JSON, not what its own digest says, or of another step.
-      CheckpointError: a later jaxcl wrote it, in a format that this one does not know.
+      UnreachableError: the storage does not answer, in several attempts.
+      CheckpointError: it may not be read; or a later jaxcl wrote it, in a format that this one does
+        not know.
     """
     try:
-        body = json.loads((directory / NAME).read_text())
+        body = json.loads(faults.again((directory / NAME).read_text, f"{directory / NAME}"))
         digest = body.pop("digest")
         actual = leaves.text_digest(_canonical(body))
         version = body["format"]
     except FileNotFoundError as error:
         raise DamagedError(f"{NAME} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise faults.final(error, NAME) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{NAME} cannot be read: {type(error).__name__}: {error}") from error
     if digest != actual:
         raise DamagedError(f"{NAME} was changed: its own digest differs")

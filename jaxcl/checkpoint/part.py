@@ -23,7 +23,9 @@ def read_manifest(directory: epath.PathLike, step: int | None = None) -> Manifes
       step: which one; None for the newest.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or its manifest is damaged.
+      UnreachableError: the storage does not answer, in several attempts.
+      DamagedError: its manifest is.
+      CheckpointError: there is no such checkpoint, or it may not be read.
     """
     path = _find(directory, step)
     try:
@@ -49,7 +51,9 @@ def restore_part(
 
     Raises:
       OtherModelError: a subtree lacks leaves that were asked for, or has others; by name.
-      CheckpointError: there is no such checkpoint, or what was to be read is damaged.
+      UnreachableError: the storage does not answer, in several attempts.
+      DamagedError: what was to be read is.
+      CheckpointError: there is no such checkpoint, or it may not be read.
     """
     path = _find(directory, step)
     try:
@@ -75,7 +79,8 @@ def load(path: epath.Path, chosen: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """Reads leaves of the checkpoint `path` to this process's memory and verifies them.
 
     Raises:
-      DamagedError: the files cannot be read, or do not have the digests of the manifest.
+      DamagedError: files are missing, or do not have the digests of the manifest.
+      UnreachableError: the storage does not answer, in several attempts.
     """
     try:
         formats = {p: leaves.host_format(leaf.shape, leaf.dtype) for p, leaf in chosen.items()}
@@ -112,7 +117,8 @@ def _find(directory: epath.PathLike, step: int | None) -> epath.Path:
     given = files.absolute(directory)
     places = (given, given / "checkpoints")
     for place_ in places:
-        found = [s for s in files.steps(place_) if (place_ / str(s) / manifest_lib.NAME).exists()]
+        there = files.steps(place_)
+        found = [s for s in there if files.exists(place_ / str(s) / manifest_lib.NAME)]
         if found and step is None:
             return place_ / str(found[-1])
         if step in found:
@@ -143,5 +149,5 @@ def _choose(
     )
 
 
-def _damaged(path: epath.Path, error: DamagedError) -> CheckpointError:
-    return CheckpointError(f"checkpoint {path} is damaged: {error}. Choose another step")
+def _damaged(path: epath.Path, error: DamagedError) -> DamagedError:
+    return DamagedError(f"checkpoint {path} is damaged: {error}. Choose another step")

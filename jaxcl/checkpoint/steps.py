@@ -12,7 +12,7 @@ from etils import epath
 
 from jaxcl.checkpoint import arrays, files, leaves
 from jaxcl.checkpoint import manifest as manifest_lib
-from jaxcl.checkpoint.errors import DamagedError
+from jaxcl.checkpoint.errors import CheckpointError, DamagedError
 from jaxcl.checkpoint.manifest import Manifest
 
 # A file beside `<step>/` while that is written or removed: without a manifest it is ours to delete.
@@ -41,7 +41,7 @@ class StepDirectory:
 
     def is_complete(self, step: int) -> bool:
         """Whether the step has its manifest."""
-        return (self.path(step) / manifest_lib.NAME).exists()
+        return files.is_file(self.path(step) / manifest_lib.NAME)
 
     def complete(self) -> list[int]:
         """Steps that have their manifest, in ascending order."""
@@ -56,7 +56,7 @@ class StepDirectory:
         """
         path = self.path(manifest.step)
         self.root.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if files.exists(path):
             path.rename(self._beside(manifest.step, _REPLACED))
         mark = self._beside(manifest.step, _UNFINISHED)
         mark.write_text("")
@@ -69,7 +69,7 @@ class StepDirectory:
         manifest_lib.write(path, manifest)
         mark.unlink(missing_ok=True)
         replaced = self._beside(manifest.step, _REPLACED)
-        if replaced.exists():
+        if files.exists(replaced):
             replaced.rmtree()
 
     def holds(self, manifest: Manifest) -> bool:
@@ -81,7 +81,11 @@ class StepDirectory:
 
     def retain(self, written: int, keep: int) -> None:
         """Removes all but the step just written and the newest `keep` - 1 others."""
-        others = [step for step in self.complete() if step != written]
+        try:
+            others = [step for step in self.complete() if step != written]
+        except (OSError, CheckpointError) as error:  # the step itself is written and verified
+            self.log(f"older checkpoints in {self.root} could not be removed: {error}")
+            return
         for step in others[: max(0, len(others) - (keep - 1))]:
             try:
                 self.remove(step)
@@ -114,11 +118,11 @@ class StepDirectory:
     def sweep(self) -> None:
         """Removes what unfinished writes and removals left, and undoes unfinished replacements."""
         for step in files.steps(self.root, _UNFINISHED):
-            if self.path(step).exists() and not self.is_complete(step):
+            if files.exists(self.path(step)) and not self.is_complete(step):
                 self.path(step).rmtree()
             self._beside(step, _UNFINISHED).unlink()
         for step in files.steps(self.root, _REPLACED):
-            if self.path(step).exists():
+            if files.exists(self.path(step)):
                 self._beside(step, _REPLACED).rmtree()
             else:
                 self._beside(step, _REPLACED).rename(self.path(step))

@@ -12,9 +12,16 @@ import numpy as np
 from etils import epath
 
 from jaxcl import mesh
-from jaxcl.checkpoint import arrays, files, leaves, match, part
+from jaxcl.checkpoint import files, leaves, match, part
 from jaxcl.checkpoint import manifest as manifest_lib
-from jaxcl.checkpoint.errors import CheckpointError, DamagedError, NonFiniteError, WriteError
+from jaxcl.checkpoint.errors import (
+    CheckpointError,
+    DamagedError,
+    NonFiniteError,
+    UnreachableError,
+    WriteError,
+    first_line,
+)
 from jaxcl.checkpoint.manifest import Difference, Leaf, Manifest, config_diff
 from jaxcl.checkpoint.steps import StepDirectory
 
@@ -60,7 +67,7 @@ class Checkpoints:
 
         Raises:
           ValueError: `keep` is less than 1, or the config is not JSON-able.
-          CheckpointError: the processes did not all come.
+          UnreachableError: the processes did not all come, or the storage does not answer.
         """
         if keep < 1:
             raise ValueError(f"keep={keep}: expected 1 or more checkpoints")
@@ -73,12 +80,16 @@ class Checkpoints:
         self._worker = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: futures.Future[None] | None = None
         self._meetings = _names(f"jaxcl/checkpoint/{next(_serial)}")
+        meeting = next(self._meetings)
         if mesh.is_main():
             try:
                 self._disk.sweep()
             except OSError as error:
                 self._log(f"leftovers in {self.directory} could not be removed: {error}")
-        self._meet(next(self._meetings))
+            finally:  # the others wait for this process whatever became of it
+                self._meet(meeting)
+        else:
+            self._meet(meeting)
 
     @property
     def directory(self) -> epath.Path:
@@ -182,7 +193,8 @@ class Checkpoints:
         """The newest good state on disk.
 
         Every bit is verified. A step that is damaged is renamed to `<step>.damaged-<n>` and named
-        in the log, and the step before it is tried.
+        in the log, and the step before it is tried. What a storage that does not answer holds is
+        not known: nothing is renamed, and no older step is taken.
 
         Args:
           abstract_state: pytree of arrays or ShapeDtypeStructs; a leaf goes to its `sharding`, or
@@ -193,7 +205,9 @@ class Checkpoints:
 
         Raises:
           OtherModelError: the newest step has other leaves; it lists them.
+          UnreachableError: the storage does not answer, in several attempts.
           CheckpointError: there are checkpoints, but none is good; it lists each, with the reason.
+            Or they may not be read.
         """
         self.wait()
         wanted = leaves.by_path(abstract_state)
@@ -300,16 +314,18 @@ class Checkpoints:
         try:
             self._disk.sweep()
             left = "what was written of it is removed"
-        except OSError as trouble:
-            left = f"what was written of it could not be removed ({trouble})"
+            good = self.steps()
+            older = f"step {good[-1]} is still there" if good else "there is no older checkpoint"
+        except (OSError, CheckpointError) as trouble:
+            left = f"what was written of it could not be removed ({first_line(trouble)})"
+            older = "older checkpoints were left alone"
         free = files.free_bytes(self.directory)
         full = any(_NO_SPACE.search(text) for text in _texts(error))
-        good = self.steps()
         return WriteError(
             f"could not save step {step} in {self.directory}:"
-            f"{' no space is left:' if full else ''} {arrays.first_line(error)}"
+            f"{' no space is left:' if full else ''} {first_line(error)}"
             f" (needed {files.in_words(needed)}, free {files.in_words(free)}); {left};"
-            + (f" step {good[-1]} is still there" if good else " there is no older checkpoint"),
+            f" {older}",
             str(self.directory),
             step,
             needed,
@@ -320,9 +336,9 @@ class Checkpoints:
         try:
             mesh.barrier(name, self._timeout)
         except Exception as error:
-            raise CheckpointError(
+            raise UnreachableError(
                 f"not every process came to the checkpoints in {self.directory} within"
-                f" {self._timeout:g} s: {arrays.first_line(error)}"
+                f" {self._timeout:g} s: {first_line(error)}"
             ) from error
 
 
