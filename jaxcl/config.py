@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxcl.data import DataConfig, LabelTree
 from jaxcl.evaluators import EvalConfig
@@ -232,7 +232,8 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
     ops = {}
     for name, given in views["ops"].items():
         op = OPS[given.get("op", name)]
-        ops[name] = {f.name: _default(f) for f in dataclasses.fields(op)} | dict(given)
+        usual = {f.name: _default(f) for f in dataclasses.fields(op)}
+        ops[name] = _settable(op, usual | dict(given))
     sections = {
         "data": DataConfig,
         "model": BackboneConfig,
@@ -251,9 +252,9 @@ def base(method: str, views: Mapping[str, Any], **method_fields: Any) -> ConfigD
             "epochs": 0.0,
             "steps": 0,
             "views": {**views, "ops": ops},
-            "method": {"name": method, **fields, **method_fields},
+            "method": {"name": method, **_settable(cls, {**fields, **method_fields})},
         }
-        | {k: _plain(c()) for k, c in sections.items()}
+        | {k: _settable(c, _plain(c())) for k, c in sections.items()}
     )
 
 
@@ -268,7 +269,7 @@ def with_method(
       views: order, ops and views as in `base`; None keeps the config's.
       **method_fields: settings of the method that differ from its defaults.
     """
-    new = ConfigDict(copy.deepcopy(config.to_dict()))
+    new = ConfigDict(copy.deepcopy(config.to_dict(preserve_field_references=True)))
     made = base(method, new.views.to_dict() if views is None else views, **method_fields)
     new.views, new.method = made.views, made.method
     return new
@@ -404,7 +405,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _plain(value)  # JSON has lists where the config has tuples
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(hint):
         if value is None and type(None) in args:
             return None
         for option in (a for a in args if a is not type(None)):
@@ -455,6 +456,32 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return _plain(field.default_factory())
     raise ConfigError(f"{field.name} has no default: give it a value")
+
+
+def _settable(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section, of which those of several types, such as None or a number, can be set to any of them.
+
+    A ConfigDict takes the type of a value from the value, and the command line none for a None. Their type is that of every
+    object here, which the command line reads as Python does; that it is one of theirs is checked by `from_dict`.
+    """
+    hints, found = typing.get_type_hints(cls), {}
+    for name, value in values.items():
+        hint: Any = hints.get(name)
+        if isinstance(value, Mapping):
+            found[name] = _settable(hint, value) if _is_section(hint) else value
+        elif _is_union(hint):
+            found[name] = FieldReference(value, field_type=object)
+        else:
+            found[name] = value
+    return found
+
+
+def _is_section(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import optax
 
 PyTree = Any
 
-OPTIMIZERS = ("lars", "sgd", "adam", "adamw", "lamb")
+OPTIMIZERS = ("lars", "sgd", "rmsprop", "adam", "adamw", "lamb")
 SCALINGS = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "epoch_cosine", "constant", "step")
 REFERENCE_BATCH = 256
@@ -26,9 +26,10 @@ class OptimConfig:
     """An optimizer with its schedule. The defaults are SimCLR's for ImageNet.
 
     Attributes:
-      name: "lars", "sgd", "adam", "adamw" or "lamb". Weight decay is added to the gradient before
-        the momentum for "lars" and "sgd", before the moments for "adam" (L2 regularisation), and
-        to the step for "adamw" and "lamb".
+      name: "lars", "sgd", "rmsprop", "adam", "adamw" or "lamb". Weight decay is added to the gradient
+        before the momentum for "lars" and "sgd", before the moments for "rmsprop" and "adam" (L2
+        regularisation), and to the step for "adamw" and "lamb". "rmsprop" is TensorFlow's: its second
+        moment starts at 1, and the momentum adds up steps with their learning rates.
       base_lr: learning rate, before `scaling`.
       scaling: how the peak follows the global batch size B (in images, not views): "linear" is
         base_lr * B / 256, "sqrt" is base_lr * sqrt(B), "none" is base_lr.
@@ -42,14 +43,14 @@ class OptimConfig:
       boundaries: epochs, counted from the start of training, at which "step" multiplies by `decay`.
       decay: factor of "step".
       per_epoch: after the warm-up, keep the rate through an epoch (MoCo v1 and v2, SupContrast).
-      momentum: of "lars" and "sgd".
-      nesterov: Nesterov's momentum, for "lars" and "sgd".
+      momentum: of "lars", "sgd" and "rmsprop".
+      nesterov: Nesterov's momentum, for "lars", "sgd" and "rmsprop".
       momentum_of: what the momentum buffer of "lars" adds up: "update", the step with its learning
         rate (SimCLR's code), or "gradient", the gradient with its trust ratio, and the learning
         rate acts on the sum (MoCo v3's code). The same under a constant rate only.
       b1: decay of the first moment, for "adam", "adamw" and "lamb".
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
+      b2: decay of the second moment, of "rmsprop" too (TensorFlow's default: 0.9).
+      eps: added to the root of the second moment; within the root for "rmsprop".
       weight_decay: coefficient w.
       trust_coefficient: eta of "lars": trust ratio = eta * |param| / |gradient + w * param|.
       clip_norm: largest norm of the whole gradient; 0 is no clipping.
@@ -202,11 +203,14 @@ def make_schedule(
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1), config.end)
     elif config.schedule == "step":
+        rise_ends = config.warmup_epochs
+        if config.warmup_steps is not None:
+            rise_ends = warmup / steps_per_epoch
         steps: dict[int, float] = {}
         for boundary in config.boundaries:  # some may be one step, where epochs are short
-            at = round(boundary * steps_per_epoch) - warmup
+            at = max(round(boundary * steps_per_epoch) - warmup, 1)
             steps[at] = steps.get(at, 1.0) * config.decay
-        if min(steps) <= 0:
+        if min(config.boundaries) <= rise_ends:
             raise ValueError(
                 f"optim.boundaries={config.boundaries}: expected epochs after the warm-up, "
                 f"which ends at step {warmup} of {steps_per_epoch} steps per epoch"
@@ -349,6 +353,9 @@ def _algorithm(
             return optax.chain(decayed, adapted, *last)
         case "sgd":
             return optax.chain(decayed, momentum, step_size)
+        case "rmsprop":
+            scaled = optax.scale_by_rms(config.b2, config.eps, initial_scale=1.0)
+            return optax.chain(decayed, scaled, step_size, momentum)
         case "adam":
             return optax.chain(decayed, moments, step_size)
         case "adamw":

@@ -33,7 +33,9 @@ VARIANTS = [
     "simclr_folder:128",
     "moco_emoji:end_to_end,groups",
     "moco_emoji:memory_bank",
+    "moco_emoji:v1",
     "moco_emoji:v3",
+    "moco_emoji:v3,vit",
     "supcon_moco:emoji",
     "supervised:cifar10",
     "supervised:imagenet",
@@ -42,8 +44,10 @@ VARIANTS = [
     "similarity_table:triples",
     "similarity_table:pairs,style,colour",
     "looc_emoji:color,rotate,texture,different",
+    "looc_imagenet100:moco,rotation",
     "metric_emoji:margin,distance_weighted",
     "metric_emoji:proxy_anchor",
+    "metric_emoji:margin,distance_weighted,class",
 ]
 # Variants whose steps are those of others.
 TEXTS = [
@@ -54,6 +58,7 @@ TEXTS = [
     "himulcone:modelnet40",
     "himulcone:modelnet40,unseen",
     "himulcone:imagenet",
+    "himulcone:imagenet_folders",
     "himulcone:inaturalist",
     "himulcone:cifar100",
     "moco_cifar10:symmetric",
@@ -61,6 +66,7 @@ TEXTS = [
     "moco_v3_r50_tpu:1000",
     "moco_v3_vit_tpu:vit_b16",
     "looc_emoji:moco,color,rotate",
+    "looc_imagenet100:moco",
     "looc_imagenet100:moco,rotation,same",
     "looc_imagenet100:rotation,always",
     "metric_cub200:arcface",
@@ -145,6 +151,19 @@ def test_the_step_is_traced_on_its_own_shapes(name):
     )
     assert measured["loss"].shape == ()
     assert measured["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("v2", "option 'v2': expected some of queue, batch"),
+        ("vit", "option 'vit' is for version 3: expected v3,vit"),
+        ("v1,v3", "options 'v1' and 'v3': expected one of them"),
+    ],
+)
+def test_options_of_the_small_moco_that_mean_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        get_config(f"moco_emoji:{options}")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcl import config as config_lib
 from jaxcl.models import BackboneConfig, HeadSpec, build
 from jaxcl.optim import OptimConfig, describe, make_optimizer, make_schedule, peak_lr, rules
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 PLAIN = OptimConfig(scaling="none", warmup_epochs=0.0)
 
@@ -82,6 +86,16 @@ def test_steps_of_the_rate_that_fall_together_count_each():
     np.testing.assert_allclose([schedule(i) for i in range(3)], [1, 0.01, 0.001], rtol=1e-5)
 
 
+def test_a_rate_that_falls_right_after_the_warmup_has_its_peak_for_a_step():
+    """Epochs so short that both are the same step."""
+    config = OptimConfig(
+        base_lr=1.0, scaling="none", schedule="step", boundaries=(1.1, 2), warmup_epochs=1
+    )
+    schedule = make_schedule(config, 6, 2, 64)
+    rates = [0, 0.5, 1, 0.1, 0.01, 0.01]
+    np.testing.assert_allclose([schedule(i) for i in range(6)], rates, rtol=1e-5)
+
+
 def test_per_epoch_holds_the_rate_after_the_warmup():
     config = OptimConfig(base_lr=1.0, scaling="none", warmup_epochs=1, per_epoch=True)
     schedule = make_schedule(config, 50, 10, 64)
@@ -119,6 +133,18 @@ def test_epoch_cosine_is_that_of_supcontrast(epochs, warm):
         after = make_schedule(dataclasses.replace(config, schedule="cosine"), 300, 3, 512)
         assert [round(float(schedule(3 * e - 1)), 3) for e in (20, 50)] == [0.452, 0.250]
         assert float(after(3 * 20 - 1)) > 0.48
+
+
+def test_the_demonstration_of_moco_counts_epochs_from_one():
+    """Its log begins with 0.059996 for epoch 1 of 200, and its last epoch learns nothing."""
+    c = config_lib.load(CONFIGS / "moco_cifar10.py")
+    batches = 50_000 // c.batch_size
+    schedule = make_schedule(config_lib.from_dict(c).optim, 200 * batches, batches, c.batch_size)
+    first, last = range(batches), range(199 * batches, 200 * batches)
+    assert {round(float(schedule(i)), 6) for i in first} == {0.059996}
+    assert max(float(schedule(i)) for i in last) < 1e-9
+    before = 0.06 * (1 + math.cos(math.pi * 199 / 200)) / 2
+    assert float(schedule(last[0] - 1)) == pytest.approx(before, rel=1e-3)
 
 
 def test_schedule_of_a_traced_count_and_in_float64():
@@ -296,6 +322,18 @@ def test_sgd_with_decay_of_everything():
         PLAIN, name="sgd", weight_decay=0.01, decayed=(r".*",), excluded=()
     )
     expect(config, rule)
+
+
+def test_rmsprop_is_that_of_tensorflow():
+    """A second moment that starts at 1, eps within its root, and rates within the momentum."""
+
+    def rule(w, g, memory, i, excluded):
+        g = g + (0 if excluded else 0.01) * w
+        s = memory["s"] = 0.8 * memory.get("s", 1) + 0.2 * g**2
+        v = memory["v"] = 0.9 * memory.get("v", 0) + RATES[i] * g / np.sqrt(s + 1e-3)
+        return w - v
+
+    expect(dataclasses.replace(PLAIN, name="rmsprop", weight_decay=0.01, b2=0.8, eps=1e-3), rule)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lamb"])
