@@ -146,7 +146,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=300,
         help="how long before the limit the run saves itself",
     )
-    add("--max_restarts", type=int, default=100, help="after time limits")
+    add(
+        "--max_restarts",
+        type=int,
+        default=100,
+        help="restarts, after preemptions too, from which on a time limit is the end (a preemption never is)",
+    )
     add(
         "--log",
         default="slurm-%x-%j.out",

@@ -5,6 +5,8 @@ import shlex
 import pytest
 from launch_fakes import ROOT, Cloud, wait_for
 
+from jaxcl.plan.chips import GPU_FRACTION
+
 
 @pytest.fixture
 def make(tmp_path):
@@ -86,6 +88,40 @@ def test_an_error_that_would_come_again_is_not_queued_again(make):
     assert code == 1
     assert "exit code 1, an error that would come again" in log
     assert not cloud.calls("scontrol")
+
+
+@pytest.mark.parametrize(("flags", "cores"), [(["--cpus_per_task=6"], "6"), ([], None)])
+def test_cores_reach_the_processes(make, monkeypatch, flags, cores):
+    for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    cloud = make(workers=2)
+    (cloud.workdir / "codes").write_text("0\n0\n")
+    log, code, _ = run(cloud, *flags)
+    assert code == 0, log
+    assert cloud.srun_environment().get("SRUN_CPUS_PER_TASK") == cores
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"XLA_CLIENT_MEM_FRACTION": f"{GPU_FRACTION:g}"}),
+        ({"XLA_CLIENT_MEM_FRACTION": ".5"}, {"XLA_CLIENT_MEM_FRACTION": ".5"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}),
+    ],
+)
+def test_memory_of_a_gpu_is_what_plans_count_on(make, monkeypatch, given, expected):
+    """Unless the user says otherwise; and never by both names, which JAX refuses."""
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    cloud = make(workers=2)
+    (cloud.workdir / "codes").write_text("0\n0\n")
+    log, code, _ = run(cloud)
+    assert code == 0, log
+    seen = cloud.srun_environment()
+    assert {name: seen[name] for name in names if name in seen} == expected
 
 
 def test_restarts_end(make):

@@ -204,6 +204,26 @@ def test_a_gather_that_is_spread_over_fusions_counts_once():
 
 
 @pytest.mark.parametrize(
+    ("given", "made", "gathered"),
+    [
+        ("%a", "(f32[16,8], f32[64,8])", ("f32[64,8]",)),
+        ("%a", "(f32[16,8], f32[64,8], u32[]{:S(2)}, u32[]{:S(2)})", ("f32[64,8]",)),
+        ("%a, %b", "((f32[16,8], s32[16]), (f32[64,8], s32[64]))", ("f32[64,8]", "s32[64]")),
+    ],
+)
+def test_a_gather_in_two_halves_is_of_what_a_device_gets(given, made, gathered):
+    text = module(
+        "  %a = f32[16,8] parameter(0)\n  %b = s32[16] parameter(1)\n"
+        f"  %g = {made} all-gather-start({given}), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}\n"
+        "  ROOT %d = f32[64,8] all-gather-done(%g)",
+        devices=4,
+    )
+    ((found, count),) = cost(hlo.parse(text)).collectives.items()
+    assert (count, found.kind, found.arrays) == (1, "all-gather", gathered)
+    assert found.bytes == 64 * 8 * 4 + 64 * 4 * (len(gathered) - 1)
+
+
+@pytest.mark.parametrize(
     ("groups", "devices"),
     [
         ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),

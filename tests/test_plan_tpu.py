@@ -7,6 +7,7 @@ recorded and compared by (a small network of it is in a test)
       --golden=tests/golden/plan.json [--write_golden]
 """
 
+import collections
 import os
 import pathlib
 
@@ -15,6 +16,7 @@ from resnet50 import BACKBONE, FLOPS, HEAD, STATISTICS
 from test_configs import get_config
 
 from jaxcl import config as config_lib
+from jaxcl.models.resnet import DEPTHS
 from jaxcl.plan import golden, make, parse, weak_scaling
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "plan.json"
@@ -70,6 +72,38 @@ def test_weak_scaling_of_a_small_network():
         embeddings = plan.batch_size * 2 * config.method.projection.layers[-1] * 4
         assert max(gathered, default=0) == (embeddings if plan is not one else 0)
         assert_as_recorded(plan)
+
+
+@pytest.mark.slow
+def test_moco_with_shuffled_keys_on_four_chips(monkeypatch):
+    """A group of BatchNorm on each chip: the keys' images go to their shuffled places and the keys back, and the queue stays."""
+    pytest.importorskip("libtpu", reason="compiling for TPU needs the libtpu wheel")
+    monkeypatch.setitem(DEPTHS, 6, ((1, 0, 0, 1), False))
+    config = get_config("moco_cifar10")
+    config.model.name, config.model.width, config.batch_size = "resnet6", 0.25, 64
+    config.model.bn_groups = 4
+    assert (config.method.bn, config.method.mechanism) == ("shuffle", "queue")
+    found = make(config_lib.from_dict(config), parse("v5e:2x2"), 1200.0, print)
+    assert found.compiled, found.notes
+    assert found.fits
+    slots, width, rows = config.method.queue_size, config.method.projection.layers[-1], 64 // 4
+    # Keys, one label, age and validity of each slot, and the pointer; on every chip.
+    assert found.memory["extra: queue"] == slots * (4 * width + 4 + 4 + 1) + 4
+    trained = found.memory["parameters: backbone"] + found.memory["parameters: head_projection"]
+    assert found.memory["extra: key_params"] == trained
+
+    exchanged = collections.Counter()
+    for sent in found.transfers:
+        if sent.collective.kind == "all-to-all":
+            exchanged[sent.collective.bytes] += sent.count
+    # Each way takes two: to a chip and to a place on it.
+    assert exchanged == {rows * 32 * 32 * 3 * 4: 2, rows * width * 4: 2}
+    kinds = {sent.collective.kind for sent in found.transfers}
+    assert kinds == {"all-to-all", "all-gather", "all-reduce"}
+    gathers = [t.collective.bytes for t in found.transfers if t.collective.kind == "all-gather"]
+    assert max(gathers) == 64 * width * 4  # the batch's keys
+    arrays = [array for sent in found.transfers for array in sent.collective.arrays]
+    assert not [array for array in arrays if str(slots) in array]
 
 
 def assert_as_recorded(plan):

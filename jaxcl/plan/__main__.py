@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json",
         help="where to write everything that is known; plan-NAME-TOPOLOGY.json here unless told otherwise, nowhere for ''",
     )
-    parser.add_argument("--rows", type=int, default=12, help="kinds of collectives on the page")
+    parser.add_argument("--rows", type=int, default=12, help="places of collectives on the page")
     parser.add_argument(
         "--golden",
         default="",

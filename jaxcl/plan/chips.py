@@ -8,6 +8,10 @@ from collections.abc import Mapping
 
 GIB = 2**30
 
+GPU_FRACTION = 0.92
+"""Part of a GPU's memory that a program may use, as `launch/slurm.sbatch` sets it. JAX takes 0.75 unless told otherwise; the rest
+is for CUDA, cuDNN and NCCL."""
+
 
 class PlanError(ValueError):
     """A plan that cannot be made; the text says why and what to do."""
@@ -20,7 +24,8 @@ class Chip:
     Attributes:
       name: as in a topology.
       platform: "tpu", "gpu" or "cpu".
-      memory: bytes that a program may use. For TPU what its compiler allows, which is a little less than is built in.
+      memory: bytes that a program may use. For TPU what its compiler allows, which is a little less than is built in; of a GPU's
+        `GPU_FRACTION`.
       flops: peak floating-point operations a second by type of arithmetic; {} if unknown.
       bandwidth: bytes a second between the device and its memory; 0 if unknown.
       link: bytes a second that a device can send to others over all its links; 0 if unknown.
@@ -60,14 +65,15 @@ def _gpu(
     bandwidth: float,
     link: float,
 ) -> Chip:
-    """A GPU; memory in 10^9 bytes, rates in 10^12 dense operations, the others in 10^9 bytes a second.
+    """A GPU; memory, all of it, in 10^9 bytes, rates in 10^12 dense operations, the others in 10^9 bytes a second.
 
     half: bf16 (fp16 where there is no bf16) on tensor cores; single: float32; tensor: float32 products as JAX makes them
     unless told otherwise (TF32 where there is such).
     """
     rates = {"bf16": half, "f16": half, "f32": tensor, "f32 high": tensor, "f32 highest": single}
     rates = {kind: 1e12 * rate for kind, rate in rates.items()} | {"f64": 1e12 * single / 2}
-    return Chip(name, "gpu", int(1e9 * memory), rates, 1e9 * bandwidth, 1e9 * link)
+    usable = round(1e9 * memory * GPU_FRACTION)
+    return Chip(name, "gpu", usable, rates, 1e9 * bandwidth, 1e9 * link)
 
 
 # Cloud TPU's system architecture pages: peak bf16, memory bandwidth, interconnect in one direction. A v4 chip has two cores,
@@ -118,7 +124,12 @@ class Topology:
 
     @property
     def note(self) -> str:
-        """What has to be known about the count of devices, "" for nothing."""
+        """What has to be known about the devices, "" for nothing."""
+        if self.chip.platform == "gpu":
+            return (
+                f"A program may use {GPU_FRACTION:.0%} of a GPU's memory if it is started by launch/slurm.py or with"
+                f" XLA_CLIENT_MEM_FRACTION={GPU_FRACTION:g}; JAX takes 75% by itself"
+            )
         chips = math.prod(self.grid)
         if self.grid and self.devices == 2 * chips:
             return f"{chips} chips are {self.devices} devices of half a chip; --megacore makes each chip one"

@@ -407,8 +407,9 @@ def collective(program: Program, computation: Computation, instruction: Instruct
     size = sum(shape.bytes for shape in arrays)
     if kind == "all-gather":
         size *= devices
-        if not instruction.opcode.endswith("-start"):
-            arrays = list(instruction.shapes)
+        # A start makes (what is given, what is gotten, and on some devices more), flattened.
+        first = len(arrays) if instruction.opcode.endswith("-start") else 0
+        arrays = list(instruction.shapes[first : first + len(arrays)])
     return Collective(kind, tuple(map(str, arrays)), size, devices, _source(instruction, given))
 
 

@@ -4,7 +4,6 @@ A file of plans has, by the versions of jax and libtpu and by the name of the pl
 version compiles another program, so it has a record of its own.
 """
 
-import collections
 import json
 from collections.abc import Mapping
 
@@ -37,11 +36,8 @@ def numbers(plan: Plan) -> dict[str, float]:
         "sent bytes": plan.sent,
     }
     found |= {f"flops/{kind}": float(count) for kind, count in plan.flops.items()}
-    totals: collections.Counter[str] = collections.Counter()
-    for t in plan.transfers:
-        totals[f"{t.collective.kind}/count"] += t.count
-        totals[f"{t.collective.kind}/bytes"] += t.count * t.collective.bytes
-    found |= {key: float(value) for key, value in totals.items()}
+    for kind, (count, size, _) in plan.kinds.items():
+        found |= {f"{kind}/count": float(count), f"{kind}/bytes": float(size)}
     return found | {f"modelled seconds/{part}": value for part, value in plan.seconds.items()}
 
 

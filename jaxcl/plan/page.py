@@ -20,14 +20,16 @@ _PRODUCTS = {
 
 
 def page(plan: Plan, rows: int = 12) -> RenderableType:
-    """The page of a plan; at most `rows` kinds of collectives are listed, all of them are in the JSON."""
+    """The page of a plan; collectives by kind, and by place at most `rows`; each of them is in the JSON."""
     return Group(
         Text(headline(plan), style="bold"),
         Text(verdict(plan), style="green" if plan.fits else "red"),
         *(Text(note, style="dim") for note in plan.notes),
         Text("\nmemory of each device", style="italic"),
         memory_table(plan),
-        Text("\ncollectives of a step", style="italic"),
+        Text("\ncollectives of a step, by kind", style="italic"),
+        kind_table(plan),
+        Text("\nthe same by place", style="italic"),
         collective_table(plan, rows),
         Text("\na step on each device; times are MODELLED, from stated peak rates", style="italic"),
         work_table(plan),
@@ -68,6 +70,22 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
+def kind_table(plan: Plan) -> Table:
+    """All collectives of a step by kind."""
+    table = Table(box=None)
+    table.add_column("kind", no_wrap=True)
+    for name in ("count", "bytes", "", "sent by a device"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind, (count, total, sent) in sorted(plan.kinds.items(), key=lambda item: -item[1][2]):
+        table.add_row(kind, f"{count:,}", f"{total:,}", size(total), size(sent))
+    count = sum(count for count, _, _ in plan.kinds.values())
+    total = sum(total for _, total, _ in plan.kinds.values())
+    table.add_row(
+        "together", f"{count:,}", f"{total:,}", size(total), size(plan.sent), style="bold"
+    )
+    return table
+
+
 def collective_table(plan: Plan, rows: int) -> Table:
     """Collectives of a step, those from the same kind of place together."""
     groups: dict[tuple[str, str], list[tuple[int, int, float]]] = collections.defaultdict(list)
@@ -82,26 +100,27 @@ def collective_table(plan: Plan, rows: int) -> Table:
     table.add_column("of")
     order = sorted(groups.items(), key=lambda item: -sum(sent for _, _, sent in item[1]))
     for (kind, source), found in order[:rows]:
-        sizes = [s for _, s, _ in found]
-        each = (
-            size(max(sizes))
-            if min(sizes) == max(sizes)
-            else f"{size(min(sizes))} .. {size(max(sizes))}"
-        )
         table.add_row(
             kind,
             f"{sum(n for n, _, _ in found):,}",
-            each,
+            _range([s for _, s, _ in found]),
             size(sum(sent for _, _, sent in found)),
             source or "-",
         )
     if len(order) > rows:
         rest = [f for _, found in order[rows:] for f in found]
         count, sent = sum(n for n, _, _ in rest), sum(s for _, _, s in rest)
-        table.add_row("others", f"{count:,}", "", size(sent), f"{len(order) - rows} more places")
+        each = _range([s for _, s, _ in rest])
+        table.add_row("others", f"{count:,}", each, size(sent), f"{len(order) - rows} more places")
     total = sum(t.count for t in plan.transfers)
     table.add_row("together", f"{total:,}", "", size(plan.sent), style="bold")
     return table
+
+
+def _range(sizes: Sequence[int]) -> str:
+    """The smallest and the largest size, or the only one."""
+    least, most = size(min(sizes)), size(max(sizes))
+    return least if least == most else f"{least} .. {most}"
 
 
 def work_table(plan: Plan) -> Table:
@@ -125,7 +144,7 @@ def work_table(plan: Plan) -> Table:
     return table
 
 
-def scaling_table(plans: Sequence[Plan]) -> Table:
+def scaling_table(plans: Sequence[Plan]) -> RenderableType:
     """The same share of a batch on more and more devices."""
     table = Table(title="weak scaling; times are MODELLED", title_justify="left", box=None)
     for name in (
@@ -153,7 +172,8 @@ def scaling_table(plans: Sequence[Plan]) -> Table:
             size(plan.sent),
             duration(plan.seconds.get("step", 0.0)),
         )
-    return table
+    note = plans[-1].topology.note
+    return Group(table, Text(note, style="dim")) if note else table
 
 
 def size(count: float) -> str:

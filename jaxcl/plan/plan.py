@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,6 +95,19 @@ class Plan:
         return sum(t.count * t.collective.sent for t in self.transfers)
 
     @property
+    def kinds(self) -> dict[str, tuple[int, int, float]]:
+        """Kind of collective -> how many a step has, bytes of their arrays, bytes that each device sends for them."""
+        found: dict[str, tuple[int, int, float]] = {}
+        for t in self.transfers:
+            count, size, sent = found.get(t.collective.kind, (0, 0, 0.0))
+            found[t.collective.kind] = (
+                count + t.count,
+                size + t.count * t.collective.bytes,
+                sent + t.count * t.collective.sent,
+            )
+        return found
+
+    @property
     def seconds(self) -> dict[str, float]:
         """The least time of a step, modelled: what each part takes at its peak rate, and the longest of them.
 
@@ -142,7 +156,7 @@ class Facts:
     """What a step has to know of the data.
 
     Attributes:
-      examples: images of the training data, which set the length of the schedule.
+      examples: images of the training data, which set the length of the schedule and the rows of a memory bank.
       shape: (H, W, C) of the images that views are made of.
       tree: the levels and classes of the labels.
       note: what was assumed, "" for nothing.
@@ -176,12 +190,18 @@ def facts(config: Config) -> Facts:
     examples = max(EXAMPLES, config.batch_size)
     note = (
         f"The data are not opened: {examples:,} images and {CLASSES:,} classes a level are assumed (they set the length of the"
-        " schedule, and the width of a classifier's head)."
+        " schedule, the width of a classifier's head, and the rows of a memory bank, and so its bytes)."
     )
     return Facts(examples, (c.image_size, c.image_size, c.channels), tree, note)
 
 
-def make(config: Config, topology: Topology, wait: float, say: Callable[[str], None]) -> Plan:
+def make(
+    config: Config,
+    topology: Topology,
+    wait: float,
+    say: Callable[[str], None],
+    whole: Config | None = None,
+) -> Plan:
     """Plans the train step of a configuration on a topology; for TPU and CPU by compiling it.
 
     Args:
@@ -189,16 +209,17 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
       topology: where.
       wait: seconds to wait for another process that has libtpu.
       say: gets lines about the progress.
+      whole: the experiment of which this one is a `share`, if it is one.
 
     Raises:
       PlanError: the topology cannot be compiled for.
       ValueError: a setting that does not fit the devices.
     """
-    known = facts(config)
+    known = facts(whole or config)
     if topology.chip.platform == "gpu":
-        return by_formula(config, topology, known)
+        return by_formula(config, topology, known, whole)
     mesh = mesh_lib.make_mesh(devices_lib.devices(topology, wait, say))
-    built, batch = build(config, mesh, known)
+    built, batch = build(config, mesh, known, whole)
     say(f"compiling the train step for {topology.text} ...")
     lowered = built.step.lower(built.state, batch)
     notes = [topology.note, known.note]
@@ -211,7 +232,11 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
         if needed is None:
             raise
         return refused(
-            by_formula(config, topology, known), state_bytes, batch_bytes, needed, str(error)
+            by_formula(config, topology, known, whole),
+            state_bytes,
+            batch_bytes,
+            needed,
+            str(error),
         )
     counted = cost(hlo.parse(compiled.as_text()))
     notes += [f"Not counted: {what} ({n} times)." for what, n in counted.unknown.items()]
@@ -231,32 +256,37 @@ def make(config: Config, topology: Topology, wait: float, say: Callable[[str], N
     )
 
 
+def share(config: Config, parts: int) -> Config:
+    """One of so many parts of the batch, of its micro-batches, and of BatchNorm's groups; at least one group."""
+    return dataclasses.replace(
+        config,
+        batch_size=config.batch_size // parts,
+        micro_batch=config.micro_batch // parts,
+        model=dataclasses.replace(config.model, bn_groups=max(1, config.model.bn_groups // parts)),
+    )
+
+
 def build(
-    config: Config, mesh: jax.sharding.Mesh, known: Facts, devices: int = 1
+    config: Config, mesh: jax.sharding.Mesh, known: Facts, whole: Config | None = None
 ) -> tuple[experiment.Experiment, dict[str, jax.ShapeDtypeStruct]]:
     """The experiment and the shapes of its batches.
 
-    Of so many devices it is the share of one: a part of the batch, and the groups of BatchNorm that lie in it. Its method is that
-    of the whole.
+    A `share` has the method and the schedule of the whole: by itself it may have a single group of BatchNorm, which a method
+    that shuffles keys over groups refuses.
     """
-    config = config.for_labels(known.tree).for_run(known.examples, known.tree.depth)
-    steps = config.total_steps(known.examples)
-    steps_per_epoch = max(1, known.examples // config.batch_size)
-    method = config.build_method()
-    if devices > 1:
-        groups = max(1, config.model.bn_groups // devices)
-        config = dataclasses.replace(
-            config,
-            batch_size=config.batch_size // devices,
-            micro_batch=config.micro_batch // devices,
-            model=dataclasses.replace(config.model, bn_groups=groups),
-        )
+    whole = (whole or config).for_labels(known.tree).for_run(known.examples, known.tree.depth)
+    config = dataclasses.replace(config, method=whole.method)
+    steps = whole.total_steps(known.examples)
+    steps_per_epoch = max(1, known.examples // whole.batch_size)
+    method = whole.build_method()
     built = experiment.build(config, mesh, known.shape, steps, steps_per_epoch, method)
     batch = experiment.batch_shapes(config, mesh, built.method, known.shape, known.tree.depth)
     return built, batch
 
 
-def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
+def by_formula(
+    config: Config, topology: Topology, known: Facts, whole: Config | None = None
+) -> Plan:
     """A plan without a compiler for the devices.
 
     State and batch are exact. Products and activations are counted in the traced program of one device's share of the
@@ -268,7 +298,7 @@ def by_formula(config: Config, topology: Topology, known: Facts) -> Plan:
         config.batch_size, config.micro_batch, config.model.groups_in_backbone, count
     )
     mesh = mesh_lib.make_mesh(jax.devices("cpu")[:1])
-    built, batch = build(config, mesh, known, count)
+    built, batch = build(share(config, count), mesh, known, whole or config)
     with nce.watched() as matrices:
         traced = built.step.trace(built.state, batch).jaxpr
     platform = topology.chip.platform
@@ -395,17 +425,32 @@ def weak_scaling(
     """Plans of the same share of the batch on 1, 2, 4, ... chips, the whole topology last.
 
     Args:
-      config: the experiment on the whole topology; with half the chips it has half the batch.
+      config: the experiment on the whole topology; with half the chips it has half the batch, of the same micro-batches and
+        groups of BatchNorm on each.
       topology: the largest.
       wait: as in `make`.
       say: as in `make`.
+
+    Raises:
+      ValueError: the batch, its micro-batches or BatchNorm's groups do not divide; says what to choose.
     """
-    share = config.batch_size // topology.devices
     mesh_lib.check_batch_size(topology.devices, config.batch_size)
+    config.check_micro_batch(topology.devices)
     ladder = [topology]
     while (smaller := ladder[-1].half) is not None:
         ladder.append(smaller)
+    groups, parts = config.model.bn_groups, topology.devices // ladder[-1].devices
+    # One group is the whole batch, however large.
+    if groups > 1 and groups % parts:
+        raise ValueError(
+            f"model.bn_groups={groups}: {ladder[-1].text} has {ladder[-1].devices} of {topology.devices} devices and would have"
+            f" no whole group; choose bn_groups a multiple of {parts}, or 1, or a topology of"
+            f" {math.gcd(groups, parts) * ladder[-1].devices} devices or fewer"
+        )
+    if topology.chip.platform == "cpu":
+        # JAX makes as many as it is first asked for, and none later.
+        devices_lib.devices(topology, wait, say)
     return [
-        make(dataclasses.replace(config, batch_size=share * t.devices), t, wait, say)
+        make(share(config, topology.devices // t.devices), t, wait, say, config)
         for t in reversed(ladder)
     ]
