@@ -40,9 +40,9 @@ def test_every_table_is_printed(capsys, monkeypatch):
     peaks = {"plain": 9.0, "dense": 4.0, "tiled": 2.0, "lightly": math.inf}
     asked = []
 
-    def peak(form, views, options):
-        asked.append((form, views))
-        return peaks[form]
+    def peak(form, views, options, devices):
+        asked.append((form, views, devices))
+        return peaks.get(form, 1.5)
 
     monkeypatch.setattr(loss, "peak_mib", peak)
     monkeypatch.setattr(loss, "temporary_mib", lambda form, views, *rest: views * len(form))
@@ -57,7 +57,9 @@ def test_every_table_is_printed(capsys, monkeypatch):
     assert "> 4,096" in out
     assert "32 views really run" in out
     # A size that did not fit is not tried again with more.
-    assert asked.count(("lightly", 32)) == 0
+    assert ("lightly", 16, 1) in asked
+    assert ("lightly", 32, 1) not in asked
+    assert [form for form, views, devices in asked if (views, devices) == (32, 2)] == [*loss.FORMS]
     assert [entry["views"] for entry in found["memory"]] == [32, 64]
     assert [entry["views"] for entry in found["time"]] == [16, 32]
     assert {"dense", "tiled", "ring"} <= set(found["devices"][0])
@@ -116,6 +118,8 @@ def test_micro_batches_really_measured(capsys):
     for name in ("groups", "global"):
         assert 0 < found[name]["gradient off by"]["float64"] < 1e-12
         assert found[name]["gradient off by"]["float32"] > 0
+        for which in ("one shot off", "micro off"):  # of the same batch in float64
+            assert 1e-9 < found[name]["gradient off by"][which] < 1e-2
         assert 0 < found[name]["micro-batches MiB"] < found[name]["one shot MiB"]
 
 
@@ -125,6 +129,8 @@ def test_a_peak_of_the_loss_is_that_of_its_matrices():
     # Two copies of a matrix of 16 MiB, and at most a few more than that.
     assert 32 <= loss.peak_mib("plain", 2048, options) <= 96
     assert loss.peak_mib("plain", 16384, options) == math.inf
+    # On devices: a matrix in parts, and none at all.
+    assert loss.peak_mib("dense", 4096, options, 2) > 64 > loss.peak_mib("ring", 4096, options, 2)
 
 
 def test_a_flag_of_another_bench_is_refused(capsys):

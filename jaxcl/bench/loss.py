@@ -137,12 +137,12 @@ def peer_run(name: str, z: np.ndarray) -> Callable[[], Any]:
 def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Prints the tables and returns them."""
     devices = jax.devices()[: options.devices]
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of(devices)
     found: dict[str, Any] = {"machine": machine(len(devices))}
     print(f"NT-Xent and its gradient, float32, {options.features} features")
     print_machine(found["machine"])
     found["memory"] = memory_table(options, mesh)
-    found["peak"] = peak_table(options)
+    found["peak"] = peak_table(options, len(devices))
     found["time"] = time_table(options, found["peak"])
     found["devices"] = device_table(options, mesh) if len(devices) > 1 else []
     found["kernel"] = kernel_table(options) if options.topology else []
@@ -156,6 +156,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         print("\nlightly, pytorch-metric-learning: not installed (tests/peers/requirements.txt)")
     found["load after"] = load_after()
     return found
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """The devices in a row."""
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def memory_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]]:
@@ -180,38 +185,60 @@ def memory_table(options: argparse.Namespace, mesh: Mesh) -> list[dict[str, Any]
     return table
 
 
-def peak_table(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a process grows by when it really runs loss and gradient once; a new process each."""
-    columns = ("plain", "dense", "tiled", *peers())
-    print("\npeak memory on one device, MiB (growth of the process, really run)")
-    print(row_of_text("views", columns))
+def peak_table(options: argparse.Namespace, count: int) -> list[dict[str, Any]]:
+    """What a process grows by when it really runs loss and gradient once; a new process each, of one and of `count` devices."""
+    several = {f"{form}/{count}": (form, count) for form in FORMS} if count > 1 else {}
+    alone = ("plain", "dense", "tiled", *peers())
+    columns = {**{form: (form, 1) for form in alone}, **several}
+    print("\npeak memory, MiB (growth of the process, really run)")
+    print(row_of_text("views", list(columns)))
     limit = options.peer_gib * 1024
     table: list[dict[str, Any]] = []
     for views in options.views:
         line: dict[str, Any] = {"views": views}
-        for column in columns:
+        for column, (form, devices) in columns.items():
+            if views // 2 % devices:
+                line[column] = math.nan
+                continue
             earlier = table[-1][column] if table else 0.0
             # What did not fit does not fit when it is larger.
-            line[column] = earlier if earlier == math.inf else peak_mib(column, views, options)
+            line[column] = (
+                earlier if earlier == math.inf else peak_mib(form, views, options, devices)
+            )
         table.append(line)
-        cells = [f"> {limit:,.0f}" if line[c] == math.inf else f"{line[c]:,.1f}" for c in columns]
-        print(row_of_text(views, cells))
+        print(row_of_text(views, [peak_text(line[column], limit) for column in columns]))
+    if several:
+        print(f"  .../{count}: one process with {count} devices, all of them together")
     return table
 
 
-def peak_mib(form: str, views: int, options: argparse.Namespace) -> float:
+def peak_text(mib: float, limit: float) -> str:
+    """A peak in a table; infinite: more than the limit; not a number: these views do not divide."""
+    if math.isnan(mib):
+        return "-"
+    return f"> {limit:,.0f}" if mib == math.inf else f"{mib:,.1f}"
+
+
+def peak_mib(form: str, views: int, options: argparse.Namespace, devices: int = 1) -> float:
     """A line's entry in `peak_table`; infinite if it takes more than ``--peer_gib``."""
-    return memory.peak_mib(prepared, (form, views, options.features), options.peer_gib)
+    made = (form, views, options.features, devices)
+    return memory.peak_mib(prepared, made, options.peer_gib)
 
 
-def prepared(form: str, views: int, features: int) -> Callable[[], Any]:
-    """A run of a form or of a peer, all ready but for the loss itself."""
+def prepared(form: str, views: int, features: int, devices: int = 1) -> Callable[[], Any]:
+    """A run of a form or of a peer, all ready but for the loss itself; in a new process, whose devices these are."""
     if form in PEERS:
         # The first call loads libraries and starts threads: that is not the loss.
         peer_run(form, random_views(16, features))()
         return peer_run(form, random_views(views, features))
-    z = jnp.asarray(random_views(views, features))
-    return waiting(loss_and_gradient(form).lower(z).compile(), z)
+    if devices == 1:
+        z, mesh = jnp.asarray(random_views(views, features)), None
+    else:
+        jax.config.update("jax_num_cpu_devices", devices)
+        mesh = mesh_of(jax.devices()[:devices])
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+        z = jax.device_put(random_views(views, features), sharding).block_until_ready()
+    return waiting(loss_and_gradient(form, mesh).lower(z).compile(), z)
 
 
 def random_views(views: int, features: int) -> np.ndarray:
@@ -295,9 +322,7 @@ def kernel_table(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     topology = parse(options.topology)
     chip, devices = topology.chip, topology.devices
-    mesh = Mesh(
-        np.array(plan_devices(topology, 600.0, print)), ("data",), axis_types=(AxisType.Auto,)
-    )
+    mesh = mesh_of(plan_devices(topology, 600.0, print))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     print(
         f"\na ring on {options.topology}: compiled, not run; ms of products and of memory MODELLED"

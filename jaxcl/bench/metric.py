@@ -1,8 +1,9 @@
 """Metric learning, ``python -m jaxcl.bench metric``: losses side by side with pytorch-metric-learning.
 
-For losses that are the same function in both (`tests/peers` compares their values and gradients): what a process grows by when loss
-and gradient are really run once, in a process of its own, and the time, as the ratio of runs taken one after the other. The batch
-has four rows of each class. Without the peer (tests/peers/requirements.txt) only jaxcl's columns are there.
+For losses that are the same function in both (`tests/peers` compares the values and gradients of every line here): what a process
+grows by when loss and gradient are really run once, in a process of its own, and the time, as the ratio of runs taken one after the
+other. The batch has four rows of each class. Without the peer (tests/peers/requirements.txt) only jaxcl's columns are there, and so
+for the loss that it does not have.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ PEER = "pytorch_metric_learning"
 
 OURS: dict[str, Callable[..., jax.Array]] = {
     "contrastive": losses.margin_contrastive,
+    "contrastive, SNR": functools.partial(
+        losses.margin_contrastive, neg_margin=2.0, distance="snr"
+    ),
+    "Hadsell": losses.hadsell,
     "triplet, all": losses.triplet,
     "triplet, semi-hard": functools.partial(losses.triplet, mining="semihard"),
     "triplet, batch-hard": functools.partial(losses.triplet, mining="batch_hard"),
@@ -47,21 +52,35 @@ OURS: dict[str, Callable[..., jax.Array]] = {
     "circle": losses.circle,
     "FastAP": losses.fast_ap,
     "NT-Xent": losses.nt_xent_pairs,
+    "N-pairs": losses.n_pairs,
     "proxy-NCA": losses.proxy_nca,
     "proxy-anchor": losses.proxy_anchor,
     "ArcFace": losses.arcface,
 }
 """One of each family; those of `WITH_PROXIES` are given one vector of each class."""
 WITH_PROXIES = ("proxy-NCA", "proxy-anchor", "ArcFace")
+NO_PEER = ("Hadsell",)
+"""What the peer does not have."""
 
 
 def peer_loss(name: str, classes: int, features: int) -> Callable[[Any, Any], Any]:
     """The peer's loss of rows and labels that is the one of that name; its proxies, if any, are its own."""
-    from pytorch_metric_learning import losses as peer
-    from pytorch_metric_learning import miners
+    loss, miner = peer_parts(name, classes, features)
+    return lambda z, labels: loss(z, labels, miner(z, labels) if miner else None)
 
+
+def peer_parts(name: str, classes: int, features: int) -> tuple[Any, Any]:
+    """The peer's loss, a module, and what mines for it, or None."""
+    from pytorch_metric_learning import distances, miners
+    from pytorch_metric_learning import losses as peer
+
+    products = distances.DotProductSimilarity(normalize_embeddings=False)
     made: dict[str, Callable[[], tuple[Any, Any]]] = {
         "contrastive": lambda: (peer.ContrastiveLoss(), None),
+        "contrastive, SNR": lambda: (
+            peer.ContrastiveLoss(0, 2, distance=distances.SNRDistance()),
+            None,
+        ),
         "triplet, all": lambda: (peer.TripletMarginLoss(0.2), None),
         "triplet, semi-hard": lambda: (
             peer.TripletMarginLoss(0.2),
@@ -79,12 +98,27 @@ def peer_loss(name: str, classes: int, features: int) -> Callable[[Any, Any], An
         "circle": lambda: (peer.CircleLoss(), None),
         "FastAP": lambda: (peer.FastAPLoss(), None),
         "NT-Xent": lambda: (peer.NTXentLoss(0.1), None),
+        "N-pairs": lambda: (peer.NPairsLoss(distance=products), first_pairs),
         "proxy-NCA": lambda: (peer.ProxyNCALoss(classes, features), None),
         "proxy-anchor": lambda: (peer.ProxyAnchorLoss(classes, features), None),
         "ArcFace": lambda: (peer.ArcFaceLoss(classes, features), None),
     }
-    loss, miner = made[name]()
-    return lambda z, labels: loss(z, labels, miner(z, labels) if miner else None)
+    return made[name]()
+
+
+def first_pairs(z: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+    """The first two rows of each class, as the peer takes pairs; left to itself it draws them."""
+    import torch
+
+    del z
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order]
+    before = torch.cat([ordered[:1] - 1, ordered[:-1]])
+    first = torch.nonzero(ordered != before)[:, 0]
+    first = first[first + 1 < len(labels)]
+    first = first[ordered[first] == ordered[first + 1]]
+    none = first[:0]
+    return order[first], order[first + 1], none, none
 
 
 def batch(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,12 +197,12 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each loss and size: peaks, the peer's milliseconds, and ours as a share of them."""
-    sides = ("jaxcl", PEER) if has_peer() else ("jaxcl",)
     print(
         f"\n{'loss':>22s}{'rows':>8s}{'jaxcl MiB':>12s}{'peer MiB':>12s}{'jaxcl ms':>12s}{'peer ms':>12s}{'jaxcl / peer':>22s}"
     )
     lines: list[dict[str, Any]] = []
     for name in options.losses:
+        sides = ("jaxcl", PEER) if has_peer() and name not in NO_PEER else ("jaxcl",)
         fits = dict.fromkeys(sides, True)
         for rows in options.rows:
             peaks = {

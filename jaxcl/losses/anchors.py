@@ -107,7 +107,7 @@ def sides(
     Raises:
         ValueError: arrays that do not fit, or an unknown distance; names `function`.
     """
-    check_rows(function, z, labels)
+    z, labels = rows_of(function, z, labels)
     z = prepared(z, normalized)
     both = {
         "z": z,
@@ -158,18 +158,20 @@ def reference_rows(
     Raises:
         ValueError: arrays that do not fit.
     """
-    further, labels, valid = reference
-    count = len(labels)
-    valid = jnp.ones(count, bool) if valid is None else valid
+    further, labels = jnp.asarray(reference.z), jnp.asarray(reference.labels)
+    count = labels.size
+    valid = jnp.ones(count, bool) if reference.valid is None else jnp.asarray(reference.valid)
     if (
         further.shape != (count, z.shape[1])
+        or not jnp.issubdtype(further.dtype, jnp.floating)
+        or valid.dtype != bool
         or labels.ndim != 1
         or not jnp.issubdtype(labels.dtype, jnp.integer)
         or valid.shape != labels.shape
     ):
         raise ValueError(
-            f"{function}: reference must be z[K, {z.shape[1]}], labels int[K] and valid bool[K]; got "
-            f"{list(further.shape)}, {labels.dtype}{list(labels.shape)} and {valid.dtype}{list(valid.shape)}."
+            f"{function}: reference must be z float[K, {z.shape[1]}], labels int[K] and valid bool[K]; got "
+            f"{further.dtype}{list(further.shape)}, {labels.dtype}{list(labels.shape)} and {valid.dtype}{list(valid.shape)}."
         )
     return {
         "z": lax.stop_gradient(prepared(further, normalized)).astype(z.dtype),
@@ -238,12 +240,13 @@ def over_anchors(
     return on_auto_axis(run, mesh, axis, True, whole, anchors)
 
 
-def check_rows(function: str, z: jax.Array, labels: jax.Array) -> None:
-    """Refuses what is not z[N, D] with labels[N].
+def rows_of(function: str, z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Embeddings ``[N, D]`` and their labels ``[N]`` as arrays, which may come as lists.
 
     Raises:
-        ValueError: names `function`, what was expected and what came.
+        ValueError: it is not that; names `function`, what was expected and what came.
     """
+    z, labels = jnp.asarray(z), jnp.asarray(labels)
     if z.ndim != 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
         raise ValueError(
             f"{function}: z must be float[rows, features], neither of them 0; got {z.dtype}{list(z.shape)}."
@@ -253,6 +256,7 @@ def check_rows(function: str, z: jax.Array, labels: jax.Array) -> None:
             f"{function}: labels must be int[{len(z)}], one for each row of z; got {labels.dtype}"
             f"{list(labels.shape)}."
         )
+    return z, labels
 
 
 def check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:

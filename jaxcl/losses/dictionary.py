@@ -36,7 +36,8 @@ def info_nce_metrics(
 
     Returns:
         Scalars: ``contrastive_top1`` and ``contrastive_top5``, shares of queries whose own key is the
-        nearest or among the five nearest (another key that is as near counts as nearer), and
+        nearest or among the five nearest (another key that is as near counts as nearer; where there is
+        no other key, as in a queue that is still empty, nothing is told apart and both are 0), and
         ``contrastive_entropy``, the mean entropy of the softmax over the dictionary, in nats.
     """
     scale = lax.stop_gradient(inverse_temperature(temperature, q.dtype))
@@ -52,10 +53,11 @@ def info_nce_metrics(
     others = scale * jnp.matmul(q[::every], keys.T, precision=precision)
     others = jnp.where(counted, others, -jnp.inf)
     nearer = jnp.sum(others >= own, axis=1)
+    told = jnp.any(counted, axis=-1)
     log_p = jax.nn.log_softmax(jnp.concatenate([own, others], axis=1), axis=1)
     terms = jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * log_p, 0)
     return {
-        "contrastive_top1": jnp.mean(nearer < 1, dtype=own.dtype),
-        "contrastive_top5": jnp.mean(nearer < 5, dtype=own.dtype),
+        "contrastive_top1": jnp.mean(told & (nearer < 1), dtype=own.dtype),
+        "contrastive_top5": jnp.mean(told & (nearer < 5), dtype=own.dtype),
         "contrastive_entropy": -jnp.mean(jnp.sum(terms, axis=1)),
     }

@@ -26,16 +26,17 @@ from jaxcl.losses.anchors import (
     Reference,
     Sides,
     check_choice,
-    check_rows,
     held,
     image_numbers,
     mean_of,
     over_anchors,
     prepared,
     reference_rows,
+    rows_of,
     sides,
 )
 from jaxcl.losses.distances import Distance
+from jaxcl.losses.limits import check_numbers
 from jaxcl.losses.mining import EPSILON, MINING_MARGINS, PAIR_MININGS, PairMining
 from jaxcl.losses.triplets import REDUCTIONS, Reduction, same_label, same_label_of_valid
 
@@ -136,11 +137,19 @@ def margin_contrastive(
         A scalar in at least float32; a side without pairs adds 0, with gradient 0.
 
     Raises:
-        ValueError: an unknown choice, or arrays that do not fit.
+        ValueError: an unknown choice, a number that cannot be (`jaxcl.losses.limits`), or arrays that
+            do not fit.
     """
     name = "margin_contrastive"
     held_against = sides(name, z, labels, reference, distance, normalized, images)
     margins = (pos_margin, neg_margin)
+    check_numbers(
+        name,
+        held_against.distance.name,
+        pos_margin=pos_margin,
+        neg_margin=neg_margin,
+        epsilon=epsilon,
+    )
     price, kinds = Margins(*margins), mining_margins if mining == "pair_margin" else margins
     settings: dict[str, Any] = {"epsilon": epsilon, "mesh": mesh}
     return mined_pairs(name, price, held_against, mining, reduction, kinds, **settings)[0]
@@ -166,6 +175,7 @@ def hadsell(
     of negatives go by 0 and `margin`.
     """
     held_against = sides("hadsell", z, labels, reference, distance, normalized, images)
+    check_numbers("hadsell", held_against.distance.name, margin=margin, epsilon=epsilon)
     price, kinds = Squares(margin), mining_margins if mining == "pair_margin" else (0.0, margin)
     settings: dict[str, Any] = {"epsilon": epsilon, "mesh": mesh}
     return mined_pairs("hadsell", price, held_against, mining, "together", kinds, **settings)[0]
@@ -358,6 +368,7 @@ def circle(
     Raises:
         ValueError: as `margin_contrastive`.
     """
+    check_numbers("circle", scale=scale)
     held_against = sides("circle", z, labels, reference, "dot", True, images)
     return circles(held_against, margin, scale, mesh)[0]
 
@@ -409,8 +420,9 @@ def fast_ap(
         A scalar in at least float32, the mean over the anchors with a positive; 0 without any.
 
     Raises:
-        ValueError: as `margin_contrastive`, or bins below 1.
+        ValueError: as `margin_contrastive`.
     """
+    check_numbers("fast_ap", bins=bins)
     held_against = sides("fast_ap", z, labels, reference, "squared_l2", True, images)
     return average_precision(held_against, bins, mesh)[0]
 
@@ -419,8 +431,6 @@ def average_precision(
     held_against: Sides, bins: int, mesh: nce.AnyMesh | None = None
 ) -> tuple[jax.Array, Metrics]:
     """`fast_ap`, of squared distances, and "mined_anchors", the share of the anchors that have a positive."""
-    if bins < 1:
-        raise ValueError(f"fast_ap: bins must be 1 or more, got {bins}.")
     anchors, keys, metric, _ = held_against
     width = 4 / bins
 
@@ -505,6 +515,7 @@ def multi_similarity(
     Raises:
         ValueError: as `margin_contrastive`.
     """
+    check_numbers("multi_similarity", alpha=alpha, beta=beta, epsilon=epsilon)
     against = Rows.of("multi_similarity", z, labels, reference, images)
     settings: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
     return mined_similarity(against, alpha, beta, base, mining, epsilon, **settings)[0]
@@ -572,6 +583,7 @@ def nca(
     Raises:
         ValueError: as `margin_contrastive`.
     """
+    check_numbers("nca", scale=scale)
     against = Rows.of("nca", z, labels, reference, images)
     return neighbours(against, scale, precision=precision, impl=impl, mesh=mesh)[0]
 
@@ -620,6 +632,7 @@ def n_pairs(
     Raises:
         ValueError: arrays that do not fit.
     """
+    check_numbers("n_pairs", l2=l2)
     form: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
     return pairs_of_classes(z, labels, l2, normalized=normalized, images=images, **form)[0]
 
@@ -636,8 +649,8 @@ def pairs_of_classes(
     mesh: nce.AnyMesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """`n_pairs`, and "mined_anchors", the share of the rows that are anchors: of classes of m rows 1 / m."""
-    check_rows("n_pairs", z, labels)
-    z, labels = prepared(z, normalized), jnp.asarray(labels, jnp.int32)
+    z, labels = rows_of("n_pairs", z, labels)
+    z, labels = prepared(z, normalized), labels.astype(jnp.int32)
     again = _place_in_class(image_numbers("n_pairs", len(z), images)) > 0
     labels = jnp.where(again, -1, labels)
     place = _place_in_class(labels)
@@ -701,7 +714,7 @@ class Rows:
         Raises:
             ValueError: arrays that do not fit.
         """
-        check_rows(function, z, labels)
+        z, labels = rows_of(function, z, labels)
         image = image_numbers(function, len(z), images)
         meta = {"label": labels.astype(jnp.int32), "image": image}
         rows = prepared(z, True)

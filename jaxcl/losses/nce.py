@@ -22,9 +22,24 @@ them with its own queries. Keys that nothing is differentiated with respect to g
 computed.
 
 In float32 a loss of rows of 128 features is right to 1e-6 at temperatures from 1 to 0.005, and its
-gradient, in relative L2, to 2e-6 in tiles and 2.2e-6 in the dense form (with jax 0.12 and labels 2.5e-6
-and 2.9e-6). At 0.005 rows of 64 features cost up to 3e-6 and of 16 up to 6e-6: they are more alike, and a
-similarity of up to 1 / temperature is rounded by as much as it is large. At 0.1 it is 1e-6 or less.
+gradient, in relative L2, to these limits (at 0.005; tests/losses/test_nce.py holds it to them):
+
+======================  ==================  ==================
+gradient of             dense               tiled
+======================  ==================  ==================
+3 to 70 rows            2e-6                2e-6
+NT-Xent, 999 rows       2e-6, jax 0.12      2e-6
+                        2.5e-6
+SupCon, 666 rows        2.2e-6, jax 0.12    1.5e-6, jax 0.12
+                        3e-6                2.6e-6
+... of 64 features      3e-6, jax 0.12      2.2e-6, jax 0.12
+                        3.5e-6              2.8e-6
+... of 16 features      6e-6                6e-6
+======================  ==================  ==================
+
+Fewer features make rows more alike, and a similarity of up to 1 / temperature is rounded by as much as
+it is large; at 0.1 SupCon's gradient is right to 1e-6. A loss so small that little but such roundings
+is left of it (of three rows at 0.005, for one) is right to 1e-8 / temperature besides.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A row is held against the proxies, through the engine, and never against other rows, so that the time is linear in the
 batch. Every device has all proxies; they get a gradient. They start as `random_proxies` makes them, need a learning rate of
 their own, with Adam about 1e-2 whatever the network's, and no weight decay. Labels are numbers of proxies; a row of negative
-label is left out.
+label is left out. A label beyond the proxies is refused where the labels are known, and where they are traced, as under
+`jax.jit`, it makes the loss NaN, and its gradient.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcl.losses import nce
-from jaxcl.losses.anchors import check_choice, check_rows, mean_of, prepared
+from jaxcl.losses.anchors import check_choice, mean_of, prepared, rows_of
+from jaxcl.losses.limits import check_numbers
 from jaxcl.losses.spread import whole
 from jaxcl.losses.tiles import fill_up
 
@@ -44,7 +47,7 @@ def proxy_nca(
 
     Args:
         z: ``float[N, D]``; normalised here, in at least float32.
-        labels: ``int[N]`` in [0, C).
+        labels: ``int[N]`` below C; a row of negative label is left out.
         proxies: ``float[C, D]``; normalised here.
         scale: multiplies the squared distances.
         denominator: "all" proxies, a softmax (pytorch-metric-learning), or the "others", without the
@@ -55,13 +58,16 @@ def proxy_nca(
             `jax.set_mesh`, if any.
 
     Returns:
-        A scalar in at least float32, the mean over the rows with a label; 0 without any.
+        A scalar in at least float32, the mean over the rows with a label; 0 without any; NaN if a traced
+        label is not below C.
 
     Raises:
-        ValueError: an unknown choice, or arrays that do not fit.
+        ValueError: an unknown choice, a number that cannot be (`jaxcl.losses.limits`), or arrays that
+            do not fit; a label that is not below C.
     """
     check_choice("proxy_nca", "denominator", denominator, ("all", "others"))
-    rows, centres = _both("proxy_nca", z, labels, proxies)
+    check_numbers("proxy_nca", scale=scale)
+    rows, labels, centres = _both("proxy_nca", z, labels, proxies)
     # d^2 = 2 - 2 s: what is the same for all proxies cancels in the softmax.
     sharpness = 2 * scale
     form: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
@@ -73,7 +79,7 @@ def proxy_nca(
     else:
         known = known & (others > -jnp.inf)
         cost = jnp.where(known, others, 0) - own
-    return mean_of(jnp.where(known, cost, 0), known)
+    return _of_proxies(mean_of(jnp.where(known, cost, 0), known), labels, centres)
 
 
 def proxy_anchor(
@@ -94,7 +100,7 @@ def proxy_anchor(
 
     Args:
         z: ``float[N, D]``; normalised here, in at least float32.
-        labels: ``int[N]`` in [0, C).
+        labels: ``int[N]`` below C; a row of negative label is left out.
         proxies: ``float[C, D]``; normalised here.
         margin: delta of the paper.
         alpha: the sharpness.
@@ -103,18 +109,18 @@ def proxy_anchor(
         mesh: as in `proxy_nca`.
 
     Returns:
-        A scalar in at least float32.
+        A scalar in at least float32; NaN if a traced label is not below C.
 
     Raises:
-        ValueError: arrays that do not fit.
+        ValueError: as `proxy_nca`.
     """
-    rows, centres = _both("proxy_anchor", z, labels, proxies)
+    check_numbers("proxy_anchor", alpha=alpha, margin=margin)
+    rows, labels, centres = _both("proxy_anchor", z, labels, proxies)
     count = len(centres)
     around = nce.ambient_mesh(rows=rows) if mesh is None else mesh
     # Each device has its share of the anchors, which here are proxies.
     centres = fill_up(centres, 1 if around is None else around.shape["data"])
     number = jnp.arange(len(centres), dtype=jnp.int32)
-    labels = labels.astype(jnp.int32)
     settings: dict[str, Any] = {"precision": precision, "impl": impl, "mesh": mesh}
 
     def stats(want: tuple[nce.Stat, ...], scale: float) -> nce.Stats:
@@ -134,7 +140,8 @@ def proxy_anchor(
     near, far = stats(("positive_lse", "positives"), -alpha), stats(("lse",), alpha)
     pull = jax.nn.softplus(near["positive_lse"] + alpha * margin)
     push = jax.nn.softplus(far["lse"] + alpha * margin)
-    return mean_of(pull, near["positives"] > 0) + jnp.mean(push)
+    loss = mean_of(pull, near["positives"] > 0) + jnp.mean(push)
+    return _of_proxies(loss, labels, proxies)
 
 
 def arcface(
@@ -152,7 +159,7 @@ def arcface(
 
     Args:
         z: ``float[N, D]``; normalised here, in at least float32.
-        labels: ``int[N]`` in [0, C).
+        labels: ``int[N]`` below C; a row of negative label is left out.
         proxies: ``float[C, D]``, the weights of the classes; normalised here.
         margin: the angle, in degrees. Where angle and margin together exceed 180, the cosine less
             ``margin * sin(margin)`` (in radians) goes on falling, as in the authors' code.
@@ -162,12 +169,14 @@ def arcface(
         mesh: as in `proxy_nca`.
 
     Returns:
-        A scalar in at least float32, the mean over the rows with a label; 0 without any.
+        A scalar in at least float32, the mean over the rows with a label; 0 without any; NaN if a traced
+        label is not below C.
 
     Raises:
-        ValueError: arrays that do not fit.
+        ValueError: as `proxy_nca`.
     """
-    rows, centres = _both("arcface", z, labels, proxies)
+    check_numbers("arcface", scale=scale, margin=margin)
+    rows, labels, centres = _both("arcface", z, labels, proxies)
     others = _others(rows, labels, centres, scale, precision=precision, impl=impl, mesh=mesh)
     cosine = jnp.sum(rows * centres[_own(labels)], axis=1)
     angle = math.radians(margin)
@@ -176,7 +185,7 @@ def arcface(
     own = jnp.where(cosine >= -math.cos(angle), turned, cosine - angle * math.sin(angle))
     known = labels >= 0
     cost = jax.nn.softplus(others - scale * own)
-    return mean_of(jnp.where(known, cost, 0), known)
+    return _of_proxies(mean_of(jnp.where(known, cost, 0), known), labels, centres)
 
 
 def of_proxy(queries: nce.Meta, keys: nce.Meta) -> nce.Pairs:
@@ -199,7 +208,7 @@ def _others(
         rows,
         centres,
         nce.Relation(other_proxies),
-        {"label": labels.astype(jnp.int32)},
+        {"label": labels},
         {"label": jnp.arange(len(centres), dtype=jnp.int32)},
         scale=scale,
         bound=abs(scale),
@@ -210,6 +219,11 @@ def _others(
     return stats["lse"]
 
 
+def _of_proxies(loss: jax.Array, labels: jax.Array, proxies: jax.Array) -> jax.Array:
+    """The loss, NaN if a row is of no proxy's class: indexing would give it the last proxy without a word."""
+    return loss * jnp.where(jnp.any(labels >= len(proxies)), jnp.nan, 1)
+
+
 def _own(labels: jax.Array) -> jax.Array:
     """The number of each row's proxy; of a row without one, the first."""
     return jnp.maximum(labels, 0)
@@ -217,15 +231,22 @@ def _own(labels: jax.Array) -> jax.Array:
 
 def _both(
     function: str, z: jax.Array, labels: jax.Array, proxies: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Normalised rows and proxies.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised rows, labels ``i32[N]`` and normalised proxies.
 
     Raises:
-        ValueError: arrays that do not fit.
+        ValueError: arrays that do not fit, or a label beyond the proxies.
     """
-    check_rows(function, z, labels)
+    z, labels = rows_of(function, z, labels)
     if proxies.ndim != 2 or proxies.shape[1] != z.shape[1] or not len(proxies):
         raise ValueError(
             f"{function}: proxies must be float[classes, {z.shape[1]}], as wide as z; got {list(proxies.shape)}."
         )
-    return prepared(z, True), prepared(proxies, True)
+    # Traced labels have no values yet, and those on other processes' devices are not here.
+    if not isinstance(labels, jax.core.Tracer) and labels.is_fully_addressable:
+        highest = int(np.max(np.asarray(labels)))
+        if highest >= len(proxies):
+            raise ValueError(
+                f"{function}: labels must be below {len(proxies)}, the number of proxies; got {highest}."
+            )
+    return prepared(z, True), labels.astype(jnp.int32), prepared(proxies, True)

@@ -33,6 +33,7 @@ from jaxcl.losses.anchors import (
 )
 from jaxcl.losses.contrastive import inverse_temperature
 from jaxcl.losses.distances import Distance
+from jaxcl.losses.limits import check_numbers
 from jaxcl.losses.mining import ONE_TRIPLET, TRIPLET_MININGS, Chosen, TripletMining
 from jaxcl.losses.spread import whole
 
@@ -156,8 +157,10 @@ def triplet(
         margin for embeddings that are all equal.
 
     Raises:
-        ValueError: an unknown choice, arrays that do not fit, or no key where one is needed.
+        ValueError: an unknown choice, a number that cannot be (`jaxcl.losses.limits`), arrays that do
+            not fit, or no key where one is needed.
     """
+    check_numbers("triplet", margin=margin)
     held_against = sides("triplet", z, labels, reference, distance, normalized, images)
     settings: dict[str, Any] = {"swap": swap, "key": key, "mesh": mesh}
     price = Hinge(margin, smooth)
@@ -205,6 +208,7 @@ def margin_loss(
     Raises:
         ValueError: as `triplet`.
     """
+    check_numbers("margin_loss", margin=margin, nu=nu)
     held_against = sides("margin_loss", z, labels, reference, distance, normalized, images)
     settings: dict[str, Any] = {"beta": beta, "nu": nu, "key": key, "mesh": mesh}
     price = Boundary(margin)
@@ -297,15 +301,29 @@ def triplet_counts(
     reference: Reference | None = None,
     mesh: nce.AnyMesh | None = None,
 ) -> dict[str, jax.Array]:
-    """How many triplets there are: "triplets", and of these "hard", "semihard" and "easy"; scalars.
+    """How many triplets there are: "triplets", and of these "hard", "semihard" and "easy"; whole numbers.
 
-    Arguments as in `triplet`. No gradient flows.
+    Arguments as in `triplet`. No gradient flows. They are exact for up to 65,537 anchors and 131,071 keys; uint32, and
+    ``2**32 - 1`` where there are as many or more, or uint64 with `jax_enable_x64`.
     """
+    check_numbers("triplet", margin=margin)
     held_against = sides(
         "triplet_counts", lax.stop_gradient(z), labels, reference, distance, normalized, images
     )
     sums = _over_positives(held_against, _Kinds(margin), {}, {}, mesh)
-    return {name: jnp.sum(value) for name, value in sums.items()}
+    return {name: exact_sum(value) for name, value in sums.items()}
+
+
+def exact_sum(counts: jax.Array) -> jax.Array:
+    """The sum of counts uint32[N], N up to 65,537: uint32, ``2**32 - 1`` for as much or more; uint64 with `jax_enable_x64`."""
+    if jax.dtypes.canonicalize_dtype(jnp.uint64) == jnp.uint64:
+        return jnp.sum(counts, dtype=jnp.uint64)
+    # The sums of both halves of the bits fit, whatever the counts.
+    half = jnp.uint32(16)
+    low = jnp.sum(counts & jnp.uint32(0xFFFF), dtype=jnp.uint32)
+    high = jnp.sum(counts >> half, dtype=jnp.uint32) + (low >> half)
+    total = (high << half) | (low & jnp.uint32(0xFFFF))
+    return jnp.where(high > jnp.uint32(0xFFFF), jnp.uint32(0xFFFFFFFF), total)
 
 
 def logistic(temperature: float, dtype: jax.typing.DTypeLike) -> Logistic:
@@ -367,7 +385,14 @@ def mined_triplets(
                 f' distance="l2", got {held_against.distance.name!r}.'
             )
     count, dtype = len(held_against.anchors["z"]), held_against.dtype
-    border = None if beta is None else jnp.broadcast_to(jnp.asarray(beta, dtype), (count,))
+    border = None if beta is None else jnp.asarray(beta, dtype)
+    if border is not None:
+        if border.shape not in ((), (count,)):
+            raise ValueError(
+                f"{function}: beta must be a number or float[{count}], one for each row of z; got"
+                f" {border.dtype}{list(border.shape)}."
+            )
+        border = jnp.broadcast_to(border, (count,))
     if mining in ONE_TRIPLET:
         sums = _one_triplet(held_against, price, mining, border, swap, mesh)
     else:
@@ -569,7 +594,8 @@ class _Kinds:
         t = d - _at(d, p)
         masks = {k: mining_lib.triplet_kind(t, k, self.margin) for k in mining_lib.KINDS}
         masks["triplets"] = jnp.ones_like(negative)
-        return {k: jnp.sum(negative & m, axis=1, dtype=d.dtype) for k, m in masks.items()}
+        # Floats would stop counting at 2^24.
+        return {k: jnp.sum(negative & m, axis=1, dtype=jnp.uint32) for k, m in masks.items()}
 
 
 def _over_positives(

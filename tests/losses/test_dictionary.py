@@ -123,6 +123,21 @@ def test_metrics_against_loops():
         )
 
 
+def test_a_key_is_not_found_where_there_is_no_other():
+    q = np.eye(3, 4, dtype=np.float32)
+    empty = info_nce_metrics(q, q, np.zeros((5, 4), np.float32), 0.1, np.zeros(5, bool))
+    alone = info_nce_metrics(q[:1], q[:1])
+    for metrics in (empty, alone):
+        assert {name: float(value) for name, value in metrics.items()} == {
+            "contrastive_top1": 0,
+            "contrastive_top5": 0,
+            "contrastive_entropy": 0,
+        }
+    one = np.arange(5) == 3
+    metrics = info_nce_metrics(q, q, np.zeros((5, 4), np.float32), 0.1, one)
+    assert metrics["contrastive_top1"] == metrics["contrastive_top5"] == 1
+
+
 def test_metrics_of_a_collapsed_encoder_are_no_success():
     same = np.ones((6, 3), np.float32)
     metrics = info_nce_metrics(same, same, np.ones((9, 3), np.float32), 0.1)

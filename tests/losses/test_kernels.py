@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcl import losses
 from jaxcl.losses import nce
+from jaxcl.plan import parse
+from jaxcl.plan.devices import devices as plan_devices
 
 
 def mesh_of(devices):
@@ -101,13 +103,18 @@ def tpu_devices(topology, count):
     pytest.importorskip("libtpu", reason="compiling for TPU needs the libtpu wheel")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(topology, "tpu").devices[:count]
+    text, _, megacore = topology.partition(" ")
+    parsed = parse(text, megacore=bool(megacore))
+    found = plan_devices(parsed, 600.0, print)
+    assert len(found) == parsed.devices  # a chip with a megacore is one device, without it two
+    return found[:count]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "chips"), [("v5e:2x4", 8), ("v4:2x2x1", 4), ("v6e:2x2", 4)])
+@pytest.mark.parametrize(
+    ("topology", "chips"),
+    [("v5e:2x4", 8), ("v4:2x2x1", 4), ("v4:2x2x1 megacore", 4), ("v6e:2x2", 4)],
+)
 @pytest.mark.parametrize("kernel", ["pallas", "xla"])
 def test_a_ring_compiles_for_tpu(topology, chips, kernel):
     """4,096 rows a chip: the matrix would take 512 MiB a chip and more; collectives are counted."""

@@ -9,8 +9,10 @@ import numpy as np
 import pair_oracles
 import pytest
 
+from jaxcl import losses
 from jaxcl.losses import anchors, metric, mining, proxies, triplets
 from jaxcl.losses.distances import Distance
+from jaxcl.methods.metric_losses import LOSSES
 
 GOLDEN = pair_oracles.sines(6, 8, 0.7)
 PAIRS = np.array([0, 0, 1, 1, 2, 2])
@@ -418,6 +420,22 @@ def test_proxies_equal_loops(loss, by_loops):
     assert np.linalg.norm(to_proxies - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize("name", ["proxy_nca", "proxy_anchor", "arcface"])
+def test_a_label_beyond_the_proxies_is_refused_or_nan(name):
+    z, loss, own = jnp.asarray(Z, jnp.float32), getattr(losses, name), jnp.asarray(PROXIES[:4])
+    for beyond in (np.where(LABELS == 3, 4, LABELS), LABELS + 50):
+        with pytest.raises(
+            ValueError, match=rf"{name}: labels must be below 4, .* got {beyond.max()}"
+        ):
+            loss(z, beyond, own)
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))
+        value, gradients = traced(z, jnp.asarray(beyond), own)
+        assert np.isnan(value)
+        assert all(np.isnan(x).any() for x in gradients)
+        value, gradients = traced(z, jnp.asarray(LABELS), own)
+        assert all(np.all(np.isfinite(x)) for x in (value, *gradients))
+
+
 def test_golden():
     """Counts 16, 7 and 1 of 24 triplets, and the values that go with them."""
 
@@ -570,7 +588,8 @@ LABEL_LOSSES = {
     "nca": metric.nca,
     "n_pairs": metric.n_pairs,
     "proxy_nca": lambda z, y: proxies.proxy_nca(z, y, PROXIES.astype(np.float32)),
-    "proxy_nca others": lambda z, y: proxies.proxy_nca(z, y, PROXIES.astype(np.float32)[:1], denominator="others"),
+    # A single proxy has no others; labels beyond it would be an error.
+    "proxy_nca others": lambda z, y: proxies.proxy_nca(z, jnp.minimum(y, 0), PROXIES.astype(np.float32)[:1], denominator="others"),
     "proxy_anchor": lambda z, y: proxies.proxy_anchor(z, y, PROXIES.astype(np.float32)),
     "arcface": lambda z, y: proxies.arcface(z, y, PROXIES.astype(np.float32)),
 }  # fmt: skip
@@ -654,6 +673,67 @@ def test_margins_end_the_gradient():
         np.testing.assert_array_equal(np.any(gradient != 0, axis=1), costs.any(1))
 
 
+FREE = {
+    ("lifted_structure", "pos_margin"),
+    ("lifted_structure", "neg_margin"),
+    ("circle", "margin"),
+    ("margin", "beta"),
+    ("multi_similarity", "base"),
+}
+NOT_LIMITED_HERE = ("p", "mining_pos_margin", "mining_neg_margin")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "wrong"),
+    [
+        (name, setting, wrong)
+        for name, spec in LOSSES.items()
+        for setting, usual in spec.settings.items()
+        if isinstance(usual, float | int) and not isinstance(usual, bool)
+        if (name, setting) not in FREE and setting not in NOT_LIMITED_HERE
+        for wrong in (-1, float("nan"), float("inf"))
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(name, setting, wrong):
+    function = {"margin": "margin_loss", "nt_xent": "nt_xent_pairs"}.get(name, name)
+    loss = getattr(losses, function)
+    own = (PROXIES,) if LOSSES[name].proxies else ()
+    with pytest.raises(ValueError, match=rf"{setting} must be a .*number.*, got {wrong}"):
+        loss(jnp.asarray(Z), LABELS, *own, **{setting: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("multi_similarity", "alpha"), ("multi_similarity", "beta"), ("nca", "scale"), ("circle", "scale"),
+        ("fast_ap", "bins"), ("hadsell", "margin"), ("proxy_anchor", "alpha"), ("proxy_nca", "scale"), ("arcface", "scale"),
+        ("nt_logistic", "temperature"),
+    ],
+)  # fmt: skip
+def test_what_divides_or_multiplies_all_is_not_0(name, setting):
+    own = (PROXIES,) if LOSSES[name].proxies else ()
+    with pytest.raises(ValueError, match=rf"{setting} must be a .*, got 0"):
+        getattr(losses, name)(jnp.asarray(Z), LABELS, *own, **{setting: 0})
+
+
+def test_margins_of_products_may_be_below_0_and_margins_may_be_0():
+    z = jnp.asarray(Z, jnp.float32)
+    got = metric.margin_contrastive(z, LABELS, -0.9, -0.1, distance="dot")
+    wanted = oracle.margin_contrastive(oracle.World(Z, LABELS, distance="dot"), -0.9, -0.1)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        triplets.triplet(z, LABELS, 0.0), oracle.triplet(oracle.World(Z, LABELS), 0.0), rtol=1e-5
+    )
+
+
+def test_labels_may_be_a_list():
+    z = jnp.asarray(Z, jnp.float32)
+    for run in (triplets.triplet, metric.nca, metric.n_pairs, metric.circle):
+        assert run(z, LABELS.tolist()) == run(z, LABELS)
+    own = proxies.arcface(z, LABELS.tolist(), jnp.asarray(PROXIES, jnp.float32))
+    assert own == proxies.arcface(z, LABELS, jnp.asarray(PROXIES, jnp.float32))
+
+
 def test_what_does_not_fit_is_named():
     z, labels = jnp.asarray(Z, jnp.float32), LABELS
     for message, run in (
@@ -673,10 +753,19 @@ def test_what_does_not_fit_is_named():
         (r"z must be float\[rows, features\]", lambda: metric.circle(z[None], labels)),
         (r"proxies must be float\[classes, 4\]", lambda: proxies.arcface(z, labels, jnp.ones((3, 5)))),
         (r"distance=.l3.: expected one of", lambda: metric.hadsell(z, labels, distance="l3")),
-        (r"fast_ap: bins must be 1 or more", lambda: metric.fast_ap(z, labels, 0)),
+        (r"margin_loss: beta must be a number or float\[10\], .*got float32\[1\]", lambda: triplets.margin_loss(z, labels, beta=[3])),
+        (r"beta must be a number or float\[10\]", lambda: triplets.margin_loss(z, labels, beta=np.ones((10, 1)))),
         (
-            r"reference must be z\[K, 4\]",
+            r"reference must be z float\[K, 4\]",
             lambda: metric.nca(z, labels, reference=anchors.Reference(z[:, :3], labels)),
+        ),
+        (
+            r"reference must be z float\[K, 4\], .*; got int32\[10, 4\]",
+            lambda: triplets.triplet(z, labels, reference=anchors.Reference(z.astype(int), labels)),
+        ),
+        (
+            r"reference must be .* valid bool\[K\]; .* and float32\[10\]",
+            lambda: metric.nca(z, labels, reference=anchors.Reference(z, labels, jnp.ones(10))),
         ),
         (r"nca: images must be int\[10\]", lambda: metric.nca(z, labels, images=np.arange(9))),
         (r"triplet: images must be int\[10\]", lambda: triplets.triplet(z, labels, images=np.ones(10))),

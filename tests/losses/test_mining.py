@@ -7,7 +7,7 @@ import numpy as np
 import pair_oracles
 import pytest
 
-from jaxcl.losses import mining
+from jaxcl.losses import Reference, anchors, mining, triplet_counts, triplets
 
 GOLDEN = pair_oracles.sines(6, 8, 0.7)
 PAIRS = np.array([0, 0, 1, 1, 2, 2])
@@ -62,6 +62,83 @@ def test_golden_counts_of_kinds():
     t = jnp.asarray(d[:, None, :] - d[:, :, None])
     counts = [int((mining.triplet_kind(t, k, 0.2) & triplet).sum()) for k in mining.KINDS]
     assert counts == [16, 7, 1]
+
+
+def counts_by_loops(world, margin):
+    found = dict.fromkeys(("triplets", *mining.KINDS), 0)
+    for a, p, n in world.triplets():
+        t = world.d[a, n] - world.d[a, p]
+        found["triplets"] += 1
+        found["hard" if t <= 0 else "semihard" if t <= margin else "easy"] += 1
+    return found
+
+
+@pytest.mark.parametrize("referred", [False, True], ids=["alone", "reference"])
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+def test_counts_of_kinds_equal_loops_on_random_batches(referred, blocks, monkeypatch):
+    """Classes of any size, unknown labels, images of several rows, keys that are not to be used; some anchors at a time."""
+    rows, further = 13, 6
+    if blocks:
+        monkeypatch.setattr(anchors, "ELEMENTS", 4 * (rows + further))
+
+    @jax.jit
+    def count(z, labels, images, keys):
+        reference = Reference(*keys) if referred else None
+        return triplet_counts(z, labels, 0.3, images=images, reference=reference)
+
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(60):
+        z = rng.normal(size=(rows + further, 3)).astype(np.float32)
+        labels = np.minimum(rng.geometric(0.4, rows + further) - 2, 4)
+        images = rng.integers(0, rng.integers(6, 40), rows)
+        valid = rng.random(further) < 0.7
+        keys = z[rows:], labels[rows:], valid
+        world = oracle.World(
+            z[:rows], labels[:rows], keys if referred else None, images=images.tolist()
+        )
+        expected = counts_by_loops(world, 0.3)
+        found = count(z[:rows], labels[:rows], images, keys)
+        assert {k: int(v) for k, v in found.items()} == expected
+        seen.append(expected)
+    assert all(any(one[kind] for one in seen) for kind in mining.KINDS)
+    assert len({one["triplets"] for one in seen}) > 20
+
+
+def test_counts_beyond_what_floats_count_are_exact():
+    """On whole numbers, which have no rounding; 700 rows of classes of 349 and 351."""
+    rng = np.random.default_rng(0)
+    z = rng.integers(-9, 9, (700, 2))
+    labels = np.repeat([0, 1], [349, 351])
+    d = np.sum((z[:, None] - z) ** 2, axis=2)
+    expected = dict.fromkeys(("triplets", *mining.KINDS), 0)
+    for i in range(700):
+        same = labels == labels[i]
+        negatives, positives = np.sort(d[i, ~same]), np.delete(d[i], i)[np.delete(same, i)]
+        near, within = (
+            int(np.searchsorted(negatives, positives + m, "right").sum()) for m in (0, 80)
+        )
+        expected["triplets"] += len(negatives) * len(positives)
+        expected["hard"] += near
+        expected["semihard"] += within - near
+        expected["easy"] += len(negatives) * len(positives) - within
+    assert min(expected.values()) > 2**24
+    count = jax.jit(
+        lambda z: triplet_counts(z, labels, 80, distance="squared_l2", normalized=False)
+    )
+    found = count(z.astype(np.float32))
+    assert {k: int(v) for k, v in found.items()} == expected
+
+
+def test_a_sum_beyond_32_bits_is_their_highest_number():
+    rng = np.random.default_rng(0)
+    for highest, rows in ((2**16, 65537), (2**31, 3), (2**32, 2), (2**32, 65537)):
+        counts = rng.integers(0, highest, rows).astype(np.uint32)
+        total = int(counts.sum(dtype=np.uint64))
+        assert int(triplets.exact_sum(jnp.asarray(counts))) == min(total, 2**32 - 1)
+        with jax.enable_x64(True):
+            assert int(triplets.exact_sum(jnp.asarray(counts))) == total
+    for last, total in ((0, 2**32 - 1), (1, 2**32 - 1)):
+        assert int(triplets.exact_sum(jnp.asarray([2**32 - 1, last], jnp.uint32))) == total
 
 
 def test_negatives_in_absolute_margins():

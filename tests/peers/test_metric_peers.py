@@ -1,6 +1,7 @@
 """Losses and mining of metric learning have equal values and gradients here and in pytorch-metric-learning."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as peer
 
 from jaxcl import losses
+from jaxcl.bench import metric
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -44,7 +46,6 @@ def agree(ours, expected, tolerance=1e-5):
 
 
 CASES = {
-    "contrastive": (losses.margin_contrastive, peer.ContrastiveLoss(), None),
     "contrastive, margins": (
         functools.partial(losses.margin_contrastive, pos_margin=0.3, neg_margin=1.4),
         peer.ContrastiveLoss(0.3, 1.4),
@@ -108,32 +109,17 @@ CASES = {
         )
         for kind in ("hard", "semihard", "easy")
     },
-    "triplet, batch-hard": (
-        functools.partial(losses.triplet, mining="batch_hard"),
-        peer.TripletMarginLoss(0.2),
-        miners.BatchHardMiner(),
-    ),
     "triplet, easy positive": (
         functools.partial(losses.triplet, mining="easy_positive"),
         peer.TripletMarginLoss(0.2),
         miners.BatchEasyHardMiner("easy", "semihard"),
     ),
-    "margin": (losses.margin_loss, peer.MarginLoss(), None),
     "margin, semi-hard": (
         functools.partial(losses.margin_loss, mining="semihard"),
         peer.MarginLoss(),
         miners.TripletMarginMiner(0.2, type_of_triplets="semihard"),
     ),
-    "multi-similarity": (losses.multi_similarity, peer.MultiSimilarityLoss(), None),
-    "multi-similarity, mined": (
-        functools.partial(losses.multi_similarity, mining="multi_similarity"),
-        peer.MultiSimilarityLoss(),
-        miners.MultiSimilarityMiner(),
-    ),
-    "lifted structure": (losses.lifted_structure, peer.LiftedStructureLoss(), None),
     "NCA": (functools.partial(losses.nca, scale=2.0), peer.NCALoss(2), None),
-    "circle": (losses.circle, peer.CircleLoss(), None),
-    "FastAP": (losses.fast_ap, peer.FastAPLoss(), None),
     "NT-Xent": (
         functools.partial(losses.nt_xent_pairs, temperature=0.2),
         peer.NTXentLoss(0.2),
@@ -148,47 +134,29 @@ def test_losses_of_rows(name):
     agree(lambda z: ours(z, LABELS), theirs(loss, miner), 3e-5)
 
 
-def with_proxies(loss, name, turned=False):
-    """A peer's loss whose parameters are ours, and where their gradient is found."""
-    weights = torch.tensor(PROXIES.T.copy() if turned else PROXIES)
-    setattr(loss, name, torch.nn.Parameter(weights))
+@pytest.mark.parametrize("name", [name for name in metric.OURS if name not in metric.NO_PEER])
+def test_every_line_of_the_bench_is_the_same_function(name):
+    """With the settings that are measured, and with parameters of the peer's that are ours."""
+    loss, miner = metric.peer_parts(name, len(PROXIES), Z.shape[1])
+    parameters = None
+    if name in metric.WITH_PROXIES:
+        own, turned = ("W", True) if name == "ArcFace" else ("proxies", False)
+        given = torch.nn.Parameter(torch.tensor(PROXIES.T.copy() if turned else PROXIES))
+        setattr(loss, own, given)
 
-    class Found:
-        @property
-        def grad(self):
-            gradient = getattr(loss, name).grad
-            return gradient.T if turned else gradient
+        def parameters(loss):
+            return types.SimpleNamespace(grad=given.grad.T if turned else given.grad)
 
-    return loss, lambda _: Found()
-
-
-@pytest.mark.parametrize(
-    ("ours", "loss", "parameter", "turned"),
-    [
-        (losses.proxy_nca, peer.ProxyNCALoss(7, 8), "proxies", False),
-        (losses.proxy_anchor, peer.ProxyAnchorLoss(7, 8), "proxies", False),
-        (losses.arcface, peer.ArcFaceLoss(7, 8), "W", True),
-    ],
-    ids=["proxy-NCA", "proxy-anchor", "ArcFace"],
-)
-def test_losses_with_proxies(ours, loss, parameter, turned):
-    made, parameters = with_proxies(loss, parameter, turned)
-    agree(lambda z, p: ours(z, LABELS, p), theirs(made, None, parameters), 3e-5)
+    agree(lambda z, *p: metric.OURS[name](z, LABELS, *p), theirs(loss, miner, parameters), 3e-5)
 
 
-def test_n_pairs_of_two_rows_a_class():
-    """The peer draws its pairs; given those that are ours, it has our value."""
-    rows = Z[:12] / np.linalg.norm(Z[:12], axis=1, keepdims=True)
-    labels = np.repeat(np.arange(6), 2)
-    first, second = torch.arange(0, 12, 2), torch.arange(1, 12, 2)
-    loss = peer.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
-    z = torch.tensor(rows, requires_grad=True)
-    nothing = torch.tensor([], dtype=torch.long)
-    value = loss(z, torch.tensor(labels), (first, second, nothing, nothing))
-    value.backward()
-    got, gradient = jax.value_and_grad(losses.n_pairs)(jnp.asarray(rows), labels)
-    np.testing.assert_allclose(got, value.item(), rtol=5e-6)
-    np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-6)
+def test_the_bench_runs_what_is_compared():
+    """The value of a run's first step is that of the compared function, of the bench's own rows."""
+    for name in ("contrastive", "N-pairs"):
+        z, labels = (torch.tensor(x) for x in metric.batch(16, 8))
+        expected = metric.peer_loss(name, 4, 8)(z, labels.long()).item()
+        value, _ = metric.our_run(name, 16, 8)()
+        np.testing.assert_allclose(value, expected, rtol=5e-6)
 
 
 def test_memory_of_earlier_rows():
