@@ -106,10 +106,25 @@ def imagenet(root):
     (root / "wordnet.is_a.txt").write_text("\n".join(lines) + "\n")
 
 
+def imagenet_folders(root):
+    """Image files of five classes in folders: two pairs of relatives below depth 7, and a class that is itself at that depth."""
+    above = [f"n9{i:07}" for i in range(7)]
+    lines = [f"{a} {b}" for a, b in itertools.pairwise(above)]
+    for kind in range(5):
+        name = f"n0{kind:07}"
+        lines.append(f"{above[-1] if kind == 4 else f'n8{kind // 2:07}'} {name}")
+        for split, each in (("train", 20), ("val", 3)):
+            for i in range(each):
+                draw(root / split / name / f"{i}.JPEG", 100 * kind + i)
+    lines += [f"{above[-1]} n8{number:07}" for number in range(2)]
+    (root / "wordnet.is_a.txt").write_text("\n".join(lines) + "\n")
+
+
 SETS = {
     "deepfashion": (inshop, "inshop", "--together=product"),
     "modelnet40": (modelnet40, "modelnet40", "--together=model"),
     "imagenet": (imagenet, "", ""),
+    "imagenet_folders": (imagenet_folders, "", ""),
     "inaturalist": (inaturalist, "", ""),
 }
 
@@ -175,6 +190,20 @@ def test_no_object_is_in_two_splits_and_unseen_categories_are_apart(name, tmp_pa
     assert not objects(divided, "unseen_train", level) & objects(divided, "unseen_test", level)
 
 
+def test_the_folders_of_imagenet_have_the_superclasses_in_every_split(tmp_path, shared):
+    """Also the class that stands for itself, as it is not deeper than they are."""
+    config = small("imagenet_folders", tmp_path, shared)
+    names = {split: data.load(config.data, split) for split in ("train", "val", "seen", "test")}
+    for source in names.values():
+        assert source.tree.levels == ("depth7", "label")
+        assert {source.tree.describe(label) for label in source.labels} == {
+            *(f"n8{kind // 2:07}/n0{kind:07}" for kind in range(4)),
+            "n00000004/n00000004",
+        }
+    assert len(names["train"]) + len(names["val"]) == len(names["seen"]) == 100
+    assert len(names["test"]) == 15
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arg", "levels"),
@@ -182,6 +211,7 @@ def test_no_object_is_in_two_splits_and_unseen_categories_are_apart(name, tmp_pa
         ("deepfashion", {"category"}),
         ("modelnet40,unseen", {"category"}),
         ("imagenet", {"depth7", "label"}),
+        ("imagenet_folders", {"depth7", "label"}),
         ("inaturalist", {"supercategory", "species"}),
     ],
 )

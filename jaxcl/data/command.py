@@ -42,16 +42,41 @@ def data_config(text: str, settings: Sequence[str]) -> DataConfig:
     Raises:
       ValueError: an unknown field, with the nearest name, or a value that does not fit.
     """
-    known = {field.name: field for field in dataclasses.fields(DataConfig)}
+    usual = dataclasses.asdict(DataConfig())
     fields: dict[str, Any] = parse_source(text)
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        if not equals or name not in usual:
+            near = difflib.get_close_matches(name, usual, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(usual)}"
             raise ValueError(f"--set {setting}: expected FIELD=VALUE of the data; {hint}")
-        try:
-            fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[name] = value
+        fields[name] = _fitting(setting, setting_value(value, usual[name]), usual[name])
     return DataConfig(**fields)
+
+
+def setting_value(text: str, usual: object) -> Any:
+    """What a text of the command line says, of a setting whose usual value is `usual`.
+
+    It is a Python literal or a word. Where text is usual a number is text too: `2019` may be a version.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    if isinstance(usual, str) and isinstance(value, int | float | complex):
+        return text
+    return value
+
+
+def _fitting(setting: str, value: Any, usual: object) -> Any:
+    """The value as the type of the usual one: lists as tuples, whole numbers as float; ValueError if it is of another."""
+    if isinstance(usual, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(usual, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(usual):
+        example = ", as in ('a',) or (4,)" if isinstance(usual, tuple) else ""
+        raise ValueError(
+            f"--set {setting}: expected {type(usual).__name__}{example}, got {value!r}"
+        )
+    return value

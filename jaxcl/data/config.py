@@ -51,10 +51,11 @@ class DataConfig:
         "path" (every folder between `path` and the image is a level, coarse to fine).
       image_key: for "table" the column with the file name ("" means "path"); for "tfds" the image
         feature ("" means "image").
-      label_keys: columns (table) or features (tfds) with the labels, or what the levels are called
-        (arrays), coarse to fine; () means no labels for a table, and the feature "label" if there is
-        one for tfds. Labels that have nothing to do with one another (style, colour) stand here too,
-        for a method that reads them so (`method.overlap` of "supcon").
+      label_keys: columns (table) or features (tfds) with the labels, what the levels are called
+        (arrays), or some of the levels of a published layout, coarse to fine; () means no labels for a
+        table, the feature "label" if there is one for tfds, and all levels of a layout. Labels that have
+        nothing to do with one another (style, colour) stand here too, for a method that reads them so
+        (`method.overlap` of "supcon").
       classes_file: a list of classes, one a line, of the finest level: only their images are taken, and
         only these classes are counted. "" for all.
       taxonomy: a file that says what is above each name of the only label level (`jaxcl.data.taxonomy`):

@@ -129,6 +129,7 @@ class RecordsSource(Described):
         self,
         folder: str | os.PathLike[str],
         *,
+        unique: bool = False,
         channels: int = 3,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -136,18 +137,19 @@ class RecordsSource(Described):
 
         Args:
           folder: the folder with `dataset.json`.
+          unique: declare the tree unique (see `LabelTree`), whatever the manifest says.
           channels: 3 or 1.
           max_pixels: larger images are bad examples.
 
         Raises:
           ValueError: no such folder, another format, a shard is missing or has another size or
-            number of records.
+            number of records, or labels do not fit the tree.
         """
         folder = Path(folder)
         self._folder = folder
         manifest = _read_manifest(folder)
         self.content_id: str = manifest["content_id"]
-        self.tree = _tree(manifest)
+        self.tree = _tree(manifest, unique)
         paths = []
         for shard in manifest["shards"]:
             paths.append(folder / shard["file"])
@@ -207,9 +209,9 @@ def read_tree(folder: str | os.PathLike[str]) -> LabelTree:
     return _tree(_read_manifest(Path(folder)))
 
 
-def _tree(manifest: dict[str, Any]) -> LabelTree:
+def _tree(manifest: dict[str, Any], unique: bool = False) -> LabelTree:
     names = tuple(tuple(names) for names in manifest["names"])
-    return LabelTree(tuple(manifest["levels"]), names, manifest["unique"])
+    return LabelTree(tuple(manifest["levels"]), names, manifest["unique"] or unique)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

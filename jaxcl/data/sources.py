@@ -67,7 +67,7 @@ def level_names(config: DataConfig) -> tuple[str, ...]:
       ValueError: a taxonomy that cannot be read.
     """
     levels = tuple(config.label_keys) or ("label",)
-    if config.name in LAYOUTS:
+    if config.name in LAYOUTS and not config.label_keys:
         levels = LAYOUTS[config.name].levels
     if config.taxonomy_depth:
         return (*taxonomy.depth_names(config.taxonomy_depth), levels[-1])
@@ -161,7 +161,12 @@ def _records(config: DataConfig, split: str) -> Source:
                 f"the records of the splits {split!r} and {other!r} have different label trees; "
                 f"write them with one tree, so that their ids mean the same"
             )
-    return records.RecordsSource(place, channels=config.channels, max_pixels=config.max_pixels)
+    return records.RecordsSource(
+        place,
+        unique=config.unique_names,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+    )
 
 
 def _arrays(config: DataConfig, split: str) -> Source:
@@ -174,6 +179,7 @@ def _published(config: DataConfig, split: str) -> Source:
         Path(config.path),
         config.dataset,
         config.splits.get(split, split),
+        levels=config.label_keys,
         unique=config.unique_names,
         channels=config.channels,
         max_pixels=config.max_pixels,

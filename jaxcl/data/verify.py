@@ -4,7 +4,8 @@
     python -m jaxcl.data.verify --data=inaturalist:DIR --set dataset=2019
     python -m jaxcl.data.verify --data=folder:DIR --set labels=path --decode
 
-It ends with status 1 if something is missing or differs.
+Classes are counted as paths of the label tree. The published numbers are of names: where names stand under several
+parents, their number is said as well, and is the one that is compared. It ends with status 1 if something is missing or differs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
 
     Returns:
       lines that say what was found, and in how many points something is missing or differs.
+
+    Raises:
+      ValueError: there is no such version of the data set.
     """
     config = dataclasses.replace(config, holdout=0.0, holdout_together="", split_file="")
     published: Mapping[str, Mapping[str, int]] = {}
@@ -60,19 +64,17 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
             lines.append(f"{split}: {error}")
             problems += 1
             continue
-        found = {"images": len(source)} | {
-            level: len({name for name in class_names(source, level) if name is not None})
-            for level in source.tree.levels
-        }
         expected = published.get(split, {})
-        wrong = {what for what, number in found.items() if expected.get(what, number) != number}
-        texts = [
-            f"{number:,} {what}" + (f" (published: {expected[what]:,})" if what in wrong else "")
-            for what, number in found.items()
-        ]
+        texts, wrong = [], 0
+        for what, number, named_so in [("images", len(source), len(source)), *class_counts(source)]:
+            notes = [f"{named_so:,} names"] if named_so != number else []
+            if named_so != expected.get(what, named_so):
+                notes.append(f"published: {expected[what]:,}")
+                wrong += 1
+            texts.append(f"{number:,} {what}" + (f" ({'; '.join(notes)})" if notes else ""))
         as_published = "; as published" if expected and not wrong else ""
         lines.append(f"{split}: {', '.join(texts)}{as_published}")
-        problems += len(wrong)
+        problems += wrong
         for kind, files in (("missing", missing(source)), ("bad", bad(source) if decode else [])):
             names = [name for name in files if name not in named]  # splits may share files
             named.update(names)
@@ -81,6 +83,15 @@ def verify(config: DataConfig, decode: bool = False) -> tuple[list[str], int]:
                 lines.append(f"  {len(names):,} files are {kind}: {', '.join(names[:SHOWN])}{more}")
                 problems += 1
     return lines, problems
+
+
+def class_counts(source: Source) -> list[tuple[str, int, int]]:
+    """(level, its classes, their names) of each level, coarse to fine; a name under two parents is two classes."""
+    found = []
+    for level in source.tree.levels:
+        paths = {path for path in class_names(source, level) if path is not None}
+        found.append((level, len(paths), len({path[-1] for path in paths})))
+    return found
 
 
 def missing(source: Source) -> list[str]:

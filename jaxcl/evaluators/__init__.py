@@ -26,7 +26,7 @@ from jaxcl.evaluators.classify import (
 from jaxcl.evaluators.clustering import ClusteringResult, clustering
 from jaxcl.evaluators.config import EvalConfig, check_factors
 from jaxcl.evaluators.corruption import CORRUPTIONS, Corruption, CorruptionResult, corruption
-from jaxcl.evaluators.extra import EXTRA, Subject, check_names
+from jaxcl.evaluators.extra import EXTRA, TEST_ALONE, Subject, check_names
 from jaxcl.evaluators.fewshot import FewShotResult, few_shot
 from jaxcl.evaluators.hierarchy import HierarchyResult, hierarchy
 from jaxcl.evaluators.knn import KnnResult, SelectedKnn, knn, knn_selected, neighbours
@@ -56,13 +56,14 @@ from jaxcl.evaluators.similarity import (
     table_similarity,
     tree_similarity,
 )
-from jaxcl.evaluators.table import Row, higher_is_better, scalars, table
+from jaxcl.evaluators.table import Row, higher_is_better, is_shown, scalars, table
 
 __all__ = [
     "CORRUPTIONS",
     "EXTRA",
     "PAPER_GRID",
     "SHORT_GRID",
+    "TEST_ALONE",
     "Alter",
     "Classes",
     "ClassifierResult",
@@ -106,6 +107,7 @@ __all__ = [
     "finetune",
     "hierarchy",
     "higher_is_better",
+    "is_shown",
     "knn",
     "knn_selected",
     "linear_probe",

@@ -40,6 +40,13 @@ PIXEL_SIDE = 32
 """Of these reduced images, in pixels: about as many numbers as an encoder gives."""
 
 
+TOP = 5
+"""Of the top-5 accuracy."""
+
+MANY = 10
+"""From so many classes on it is scored: of fewer it says little."""
+
+
 class NothingToScore(ValueError):
     """The data do not have what an evaluator asks about; the text says what is missing."""
 
@@ -194,6 +201,27 @@ def score(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, int, int, in
         raise ValueError("no example to score has a label at this level")
     correct = predicted[asked] == truth[asked]
     return float(correct.mean()), int(asked.sum()), int((~asked).sum()), int((truth == -2).sum())
+
+
+def top_score(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """The share of the examples whose class has one of the `TOP` highest scores; None of fewer than `MANY` classes.
+
+    Of equal scores the first counts as the higher one, as argmax has it.
+
+    Args:
+      scores: f[N, C], logits.
+      truth: as in `score`, which leaves out and counts as wrong the same examples.
+    """
+    classes = scores.shape[1]
+    asked = truth != -1
+    if classes < MANY or not asked.any():
+        return None
+    scores, truth = scores[asked], truth[asked]
+    own = scores[np.arange(len(scores)), np.maximum(truth, 0)][:, None]
+    earlier = np.arange(classes) < truth[:, None]
+    # What is not a number is not among the highest.
+    above = (~(scores <= own) | ((scores == own) & earlier)).sum(1)
+    return float(((above < TOP) & (truth >= 0)).mean())
 
 
 def make_extractor(

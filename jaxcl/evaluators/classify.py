@@ -20,8 +20,9 @@ import optax
 
 from jaxcl import data
 from jaxcl.data import Sampler, Source
-from jaxcl.evaluators.base import Batches, Classes, make_extractor, score
+from jaxcl.evaluators.base import Batches, Classes, make_extractor, score, top_score
 from jaxcl.evaluators.layers import LayerModel
+from jaxcl.losses import cross_entropy, normalize
 from jaxcl.views import EvalView, ViewProgram
 
 PyTree = Any
@@ -78,6 +79,8 @@ class Recipe:
       seed: of the order and the views.
       steps: updates, however many images there are; 0 for so many epochs.
       init_std: standard deviation of the classifier's first weights; 0: zeros, as in SimCLR.
+      normalize: the classifier stands on features of length 1 (SupCon, Google's code).
+      smoothing: share of the target that is spread evenly over all classes.
     """
 
     epochs: float
@@ -86,6 +89,8 @@ class Recipe:
     seed: int = 0
     steps: int = 0
     init_std: float = 0.0
+    normalize: bool = False
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0) or min(self.epochs, self.steps) < 0:
@@ -94,6 +99,8 @@ class Recipe:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: expected 1 or more")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing}: expected 0 <= value < 1")
 
 
 class TooFewImages(ValueError):
@@ -106,7 +113,7 @@ class ClassifierResult:
 
     Attributes:
       accuracy: on the test images.
-      train_loss: mean cross-entropy over the last epoch of training, on augmented images.
+      train_loss: mean cross-entropy with the targets (smoothed if so) over the last epoch of training, on augmented images.
       first_loss: that of the first step.
       queries: test images scored.
       unlabelled: test images left out, having no label at this level.
@@ -115,6 +122,7 @@ class ClassifierResult:
       classes: number of classes.
       steps: updates made.
       batch_size: images of each update.
+      top5: top-5 accuracy on the test images; None of few classes.
     """
 
     accuracy: float
@@ -127,6 +135,7 @@ class ClassifierResult:
     classes: int
     steps: int
     batch_size: int
+    top5: float | None = None
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """{prefix + "accuracy"|"train_loss": value}, for a log."""
@@ -167,7 +176,7 @@ def linear_sgd(task: Task, network: LayerModel, variables: PyTree, recipe: Recip
         params: PyTree, frozen: PyTree, images: jax.Array, train: bool
     ) -> tuple[jax.Array, PyTree]:
         del train
-        return _linear(params["classifier"], network.encode(frozen, images)), frozen
+        return _logits(params["classifier"], network.encode(frozen, images), recipe), frozen
 
     trained = _Training(task, recipe, apply).run(
         lambda classes: {"classifier": _classifier(network, variables, task, classes, recipe)},
@@ -200,7 +209,7 @@ def finetune(task: Task, network: LayerModel, variables: PyTree, recipe: Recipe)
         params: PyTree, stats: PyTree, images: jax.Array, train: bool
     ) -> tuple[jax.Array, PyTree]:
         features, stats = network.apply(params, stats, images, train)
-        return _linear(params["classifier"], features), stats
+        return _logits(params["classifier"], features, recipe), stats
 
     trained = _Training(task, recipe, apply).run(
         lambda classes: {
@@ -252,7 +261,8 @@ class _Training:
         params = make_params(len(classes))
         tx = recipe.optimizer(params, steps, sampler.steps_per_epoch, batch_size)
         params, state, losses = self._descend(params, state, tx, train, numbers, sampler, steps)
-        accuracy, queries, unlabelled, unseen = self._score(params, state, classes)
+        logits, truth = self._scores(params, state, classes)
+        accuracy, queries, unlabelled, unseen = score(logits.argmax(1), truth)
         result = ClassifierResult(
             accuracy=accuracy,
             train_loss=float(np.mean(losses[-sampler.steps_per_epoch :])),
@@ -264,6 +274,7 @@ class _Training:
             classes=len(classes),
             steps=steps,
             batch_size=batch_size,
+            top5=top_score(logits, truth),
         )
         return Trained(result, params, state)
 
@@ -289,7 +300,7 @@ class _Training:
         sampler: Sampler,
         steps: int,
     ) -> tuple[PyTree, PyTree, list[float]]:
-        task = self.task
+        task, recipe = self.task, self.recipe
 
         @jax.jit
         def step(
@@ -313,8 +324,7 @@ class _Training:
             def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
                 logits, new = self.apply(params, state, views, True)
                 wanted = targets[batch["index"]]
-                cross = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-                return cross.mean(), new
+                return cross_entropy(logits, wanted, recipe.smoothing), new
 
             (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(params)
             updates, opt_state = tx.update(gradient, opt_state, params)
@@ -338,16 +348,17 @@ class _Training:
             )
         return params, state, history
 
-    def _score(
+    def _scores(
         self, params: PyTree, state: PyTree, classes: Classes
-    ) -> tuple[float, int, int, int]:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits f32[N, C] of the test images, and the numbers of their classes."""
         extract = make_extractor(
             lambda trees, images: self.apply(trees[0], trees[1], images, False)[0],
             self.task.view,
             self.task.sharding,
         )
         logits = extract((params, state), self.task.test_batches(self.task.test))
-        return score(logits.h.argmax(1), classes.number(logits.labels))
+        return logits.h, classes.number(logits.labels)
 
 
 def _classifier(
@@ -361,5 +372,7 @@ def _classifier(
     return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
-def _linear(params: PyTree, features: jax.Array) -> jax.Array:
+def _logits(params: PyTree, features: jax.Array, recipe: Recipe) -> jax.Array:
+    if recipe.normalize:
+        features = normalize(features)
     return features @ params["kernel"] + params["bias"]

@@ -1,6 +1,7 @@
 """The evaluators beyond kNN and linear probes, by name: from a network's features to rows.
 
-    retrieval    retrieval/recall@<k>, r_precision, map@r              at each level
+    retrieval    retrieval/recall@<k>, found@<k>, r_precision, map@r   at each level; found@<k> in the records, not in tables
+                 scorer/recall@<k>, found@<k>, ...                    the same by the method's own scorer, where it has one
     clustering   clustering/nmi, ami, silhouette                       at each level
     hierarchy    hierarchy/distance, violations                        at each level
                  hierarchy/violations, precision@<k>                   all
@@ -51,6 +52,9 @@ EXTRA = (
 )
 """Names of the evaluators."""
 
+TEST_ALONE = ("retrieval", "clustering", "hierarchy", "similarity")
+"""Those that learn nothing: of the images of a gallery and of the test, `Subject.train`, `validation` and `last` may be empty."""
+
 ALL = "all"
 """The level of a row that is about no level, or about all of them."""
 
@@ -92,7 +96,7 @@ class Subject:
       by_depth: the similarity of images that agree at 0, 1, ..., L levels, for "similarity"; () for
         the share of levels.
       program: the run's views, for its own factors ("run:rotate.angle").
-      scoring: how the run's method scores two of these features, for "similarity"; None for none.
+      scoring: how the run's method scores two of these features, for "similarity" and "retrieval"; None for none.
       retrieval_ks: the k of "retrieval", and of the recall of "similarity".
     """
 
@@ -160,34 +164,40 @@ Found = Iterator[tuple[str, Any, list[Row]]]
 
 
 def _retrieval(subject: Subject) -> Found:
+    own = subject.scoring
+    # A scorer of a respect of a table says nothing of levels, and the cosine is there already.
+    by_scorer = own is not None and not own.respect and own.scorer.name != "cosine"
     for name, level in subject.levels_of("retrieval", subject.gallery).items():
-        try:
-            found = retrieval(
-                subject.test,
-                level,
-                subject.retrieval_ks,
-                gallery=subject.gallery,
-                seed=subject.seed,
-            )
-            if found.left_out:
+        for scoring in (None, own) if by_scorer else (None,):
+            try:
+                found = retrieval(
+                    subject.test,
+                    level,
+                    subject.retrieval_ks,
+                    gallery=subject.gallery,
+                    seed=subject.seed,
+                    scoring=scoring,
+                )
+            except NothingToScore as error:
+                subject.say(f"{subject.name}: left out: {error}")
+                break
+            if found.left_out and not scoring:
                 subject.say(
                     f"{subject.name}: retrieval at {name}: k {', '.join(map(str, found.left_out))} left out, there are"
                     f" {found.gallery} images to find"
                 )
-        except NothingToScore as error:
-            subject.say(f"{subject.name}: left out: {error}")
-            continue
-        settings = {
-            "metric": found.metric,
-            "gallery": found.gallery,
-            "not_drawn": found.not_drawn,
-            "without_relevant": found.without_relevant,
-        }
-        rows = [
-            subject.row(method, name, value, found.queries, **settings)
-            for method, value in found.scalars().items()
-        ]
-        yield name, found, rows
+            settings = {
+                "metric": found.metric,
+                "gallery": found.gallery,
+                "not_drawn": found.not_drawn,
+                "without_relevant": found.without_relevant,
+            }
+            scalars = found.scalars("scorer/") if scoring else found.scalars()
+            rows = [
+                subject.row(method, name, value, found.queries, **settings)
+                for method, value in scalars.items()
+            ]
+            yield name, found, rows
 
 
 def _clustering(subject: Subject) -> Found:

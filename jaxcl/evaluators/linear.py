@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcl.evaluators.base import Classes, Features, score
+from jaxcl.evaluators.base import Classes, Features, score, top_score
 
 PAPER_GRID: tuple[float, ...] = tuple(np.logspace(-6, 5, 45).tolist())
 """The 45 values of SimCLR B.8."""
@@ -119,6 +119,7 @@ class LinearResult:
         trained_on: examples of the last fit.
         iterations: of the last fit.
         converged: whether the last fit met the tolerance.
+        top5: top-5 accuracy on the test queries; None of few classes.
     """
 
     accuracy: float
@@ -131,6 +132,7 @@ class LinearResult:
     trained_on: int
     iterations: int
     converged: bool
+    top5: float | None = None
 
     def scalars(self, prefix: str = "linear/") -> dict[str, float]:
         """{prefix + "accuracy"|"train_accuracy"|"l2"|"validation": value}, for a log."""
@@ -264,6 +266,7 @@ def linear_probe(
         trained_on=trained_on,
         iterations=model.iterations,
         converged=model.converged,
+        top5=top_score(model.logits(test.h), model.classes.number(test.labels)),
     )
 
 

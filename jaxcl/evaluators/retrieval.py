@@ -55,7 +55,7 @@ class RetrievalResult:
         unlabelled: queries left out, having no label at this level.
         unlabelled_gallery: items left out for the same reason.
         left_out: the ks that were asked for and are larger than the gallery.
-        metric: name of the similarity.
+        metric: name of the similarity, or of the scorer.
     """
 
     recall: dict[int, float]
@@ -72,9 +72,10 @@ class RetrievalResult:
     metric: str
 
     def scalars(self, prefix: str = "retrieval/") -> dict[str, float]:
-        """{prefix + "recall@<k>"|"r_precision"|"map@r": value}, for a log or a table."""
+        """{prefix + "recall@<k>"|"found@<k>"|"r_precision"|"map@r": value}, for a log or a table."""
         return {
             **{f"{prefix}recall@{k}": value for k, value in self.recall.items()},
+            **{f"{prefix}found@{k}": value for k, value in self.found.items()},
             f"{prefix}r_precision": self.r_precision,
             f"{prefix}map@r": self.map_at_r,
         }
@@ -89,6 +90,7 @@ def retrieval(
     own: np.ndarray | None = None,
     limit: int | None = None,
     seed: int = 0,
+    scoring: Scoring | None = None,
 ) -> RetrievalResult:
     """Scores the rankings of the gallery by similarity to each query.
 
@@ -109,6 +111,7 @@ def retrieval(
             together rank `RANKED` items, each as many as the largest class has, or the largest k.
             For classes of 1,000 items that is a million queries, of 200,000 items 5,368.
         seed: of that draw.
+        scoring: what scores a query, its first row, and an item, in the place of the metric.
 
     Raises:
         NothingToScore: no query has a label and an item of its class.
@@ -152,7 +155,9 @@ def retrieval(
     items, asking = prepare(
         searched.h[labelled], queries.h[:0] if gallery is None else queries.h[asked], metric
     )
-    if gallery is None:
+    if scoring is not None:  # whose rows are as the network gave them
+        items, asking = (x.astype(np.float32) for x in (searched.h[labelled], queries.h[asked]))
+    elif gallery is None:
         asking = items[asked[labelled]]
     scores = _ranked(
         items,
@@ -163,6 +168,7 @@ def retrieval(
         relevant[asked],
         used,
         metric == "euclidean",
+        scoring,
     )
     means = scores.mean(0, dtype=np.float64).tolist()
     return RetrievalResult(
@@ -177,7 +183,7 @@ def retrieval(
         unlabelled=int((query_class == -1).sum()),
         unlabelled_gallery=int((~labelled).sum()),
         left_out=left_out,
-        metric=metric,
+        metric=metric if scoring is None else scoring.scorer.name,
     )
 
 
@@ -212,10 +218,11 @@ def _ranked(
     relevant: np.ndarray,
     ks: tuple[int, ...],
     euclidean: bool,
+    scoring: Scoring | None,
 ) -> np.ndarray:
     """R-precision, MAP@R, hits and shares at each k of each query: f32[M, 2 + 2 len(ks)]."""
     deepest = max((*ks, int(relevant.max())))
-    rows = rows_at_once(len(items))
+    rows = rows_at_once(len(items) * numbers_of_a_pair(scoring, items.shape[1]))
     gallery = jnp.asarray(items), jnp.asarray(item_class)
     done = []
     for start in range(0, len(queries), rows):
@@ -227,7 +234,9 @@ def _ranked(
             np.pad(query_class[part], (0, missing)),
             np.pad(relevant[part], (0, missing), constant_values=1),
         )
-        scores = _score(*chunk, *gallery, ks=ks, deepest=deepest, euclidean=euclidean)
+        scores = _score(
+            *chunk, *gallery, ks=ks, deepest=deepest, euclidean=euclidean, scoring=scoring
+        )
         done.append(np.asarray(scores)[: rows - missing])
     return np.concatenate(done)
 
@@ -258,7 +267,7 @@ def similarities(queries: jax.Array, items: jax.Array, euclidean: bool) -> jax.A
     return -jnp.maximum(square, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "deepest", "euclidean"))
+@functools.partial(jax.jit, static_argnames=("ks", "deepest", "euclidean", "scoring"))
 def _score(
     queries: jax.Array,
     own: jax.Array,
@@ -270,9 +279,13 @@ def _score(
     ks: tuple[int, ...],
     deepest: int,
     euclidean: bool,
+    scoring: Scoring | None = None,
 ) -> jax.Array:
     """The numbers of `_ranked` for some queries f32[q, F] and all items f32[N, F]."""
-    s = similarities(queries, items, euclidean)
+    if scoring is None:
+        s = similarities(queries, items, euclidean)
+    else:
+        s = scored(queries, items, scoring)
     s = jnp.where(jnp.arange(len(items)) == own[:, None], -jnp.inf, s)
     value, nearest = jax.lax.top_k(s, deepest)  # equals in the gallery's order
     hit = (item_class[nearest] == query_class[:, None]) & (value > -jnp.inf)

@@ -22,6 +22,12 @@ WIDTH = 80
 LOWER_IS_BETTER = ("hierarchy/distance", "hierarchy/violations", "scorer/error")
 """Ends of the methods whose numbers are distances or faults."""
 
+TOP5 = " top-5"
+"""At the end of a classifier's method: its top-5 accuracy."""
+
+NOT_SHOWN = ("retrieval/found@", TOP5)
+"""In the methods that tables leave out: the same rankings as others have, which would make them twice as long."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -86,6 +92,19 @@ class Row:
             name = method or "classifier"
         return cls(features, name, level, result.accuracy, result.queries, settings)
 
+    @classmethod
+    def with_top5(
+        cls, features: str, level: str, result: LinearResult | ClassifierResult, method: str = ""
+    ) -> list[Row]:
+        """The row of a result, and where there are many classes "<method> top-5" as another one."""
+        row = cls.of(features, level, result, method)
+        if result.top5 is None:
+            return [row]
+        settings = {k: v for k, v in row.settings.items() if k != "validation"}  # which is top-1
+        method = f"{row.method}{TOP5}"
+        top5 = dataclasses.replace(row, method=method, accuracy=result.top5, settings=settings)
+        return [row, top5]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
@@ -94,6 +113,11 @@ class Row:
 def scalars(rows: Sequence[Row], prefix: str = "") -> dict[str, float]:
     """{prefix + "features/method/level": accuracy}, for a log."""
     return {f"{prefix}{r.features}/{r.method}/{r.level}": r.accuracy for r in rows}
+
+
+def is_shown(method: str) -> bool:
+    """Whether a method has a place in tables; of the others the records have the numbers."""
+    return not any(part in method for part in NOT_SHOWN)
 
 
 def higher_is_better(method: str) -> bool:
@@ -106,7 +130,9 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
     If that is wider than `WIDTH` it is turned: a line for each method and level. The best number of
     each is bold; a missing one is a dash. Under the title stands the number of queries of each level.
+    What is not `is_shown` is left out.
     """
+    rows = [row for row in rows if is_shown(row.method)]
     columns = list(dict.fromkeys((r.method, r.level) for r in rows))
     names = list(dict.fromkeys(r.features for r in rows))
     cells = {(r.features, r.method, r.level): r for r in rows}

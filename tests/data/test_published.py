@@ -2,16 +2,27 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from corpus import encode, picture
 from scipy.io import savemat
 
-from jaxcl.data import BadExample, DataConfig, LabelTree, load, split_file, verify
+from jaxcl.data import (
+    BadExample,
+    DataConfig,
+    LabelTree,
+    level_names,
+    load,
+    split_file,
+    splits,
+    verify,
+)
 from jaxcl.data.published import LAYOUTS
 from jaxcl.data.relabel import relabelled
 from jaxcl.data.subset import subset
+from jaxcl.evaluators import Classes
 
 
 def put(root, *files):
@@ -98,8 +109,10 @@ def inshop(root):
         ("img/WOMEN/Denim/id_00000090/02_1_front.jpg", "id_00000090", "query"),
         ("img/MEN/Denim/id_00000080/01_1_front.jpg", "id_00000080", "query"),
         ("img/MEN/Denim/id_00000080/01_7_additional.jpg", "id_00000080", "gallery"),
+        # One item in two categories.
+        ("img/WOMEN/Skirts/id_00000090/02_3_back.jpg", "id_00000090", "gallery"),
     ]
-    header = ["6", "image_name                              item_id evaluation_status"]
+    header = ["7", "image_name                              item_id evaluation_status"]
     text(root, "Eval/list_eval_partition.txt", *header, *("   ".join(row) for row in rows))
     put(root / "Img", *(file for file, _, _ in rows))
 
@@ -113,7 +126,10 @@ INSHOP = {
         "img/WOMEN/Denim/id_00000090/02_1_front.jpg": "Denim/id_00000090/02",
         "img/MEN/Denim/id_00000080/01_1_front.jpg": "Denim/id_00000080/01",
     },
-    "gallery": {"img/MEN/Denim/id_00000080/01_7_additional.jpg": "Denim/id_00000080/01"},
+    "gallery": {
+        "img/MEN/Denim/id_00000080/01_7_additional.jpg": "Denim/id_00000080/01",
+        "img/WOMEN/Skirts/id_00000090/02_3_back.jpg": "Skirts/id_00000090/02",
+    },
     "test": {"img/MEN/Denim/id_00000080/01_7_additional.jpg": "Denim/id_00000080/01"},
 }
 
@@ -211,7 +227,7 @@ WRITE = {
     "flowers": (flowers, FLOWERS, {"train": 2, "val": 1, "trainval": 3, "test": 2}),
     "imagenet": (imagenet, IMAGENET, {"train": 4, "val": 1}),
     "inaturalist": (inaturalist, INATURALIST, {"train": 2, "val": 1}),
-    "inshop": (inshop, INSHOP, {"train": 3, "query": 2, "gallery": 1, "test": 3, "all": 6}),
+    "inshop": (inshop, INSHOP, {"train": 3, "query": 2, "gallery": 2, "test": 4, "all": 7}),
     "modelnet40": (modelnet40, MODELNET40, {"train": 3, "test": 1}),
     "sop": (sop, SOP, {"train": 3, "test": 1}),
 }
@@ -284,7 +300,7 @@ def test_what_is_missing_and_what_differs_is_named(copy):
 def test_a_copy_that_is_as_published(tmp_path, monkeypatch, capsys):
     flowers(tmp_path)
     counts = {split: {"images": n} for split, n in WRITE["flowers"][2].items()}
-    layout = dataclasses.replace(LAYOUTS["flowers"], counts=lambda version: counts)
+    layout = dataclasses.replace(LAYOUTS["flowers"], published=lambda version: counts)
     monkeypatch.setattr("jaxcl.data.verify.LAYOUTS", {"flowers": layout})
     verify.main(["--data", f"flowers:{tmp_path}"])
     out = capsys.readouterr().out
@@ -296,6 +312,117 @@ def test_a_copy_that_is_as_published(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1 points differ"):
         verify.main(["--data", f"flowers:{tmp_path}", "--decode"])
     assert "1 files are bad: 'jpg/image_00003.jpg': not an image" in capsys.readouterr().out
+
+
+def test_an_item_in_two_categories(tmp_path, monkeypatch, capsys):
+    """In the tree it is two products; the published numbers and the retrieval of the benchmark are of items."""
+    inshop(tmp_path)
+    tree = DataConfig(name="inshop", path=str(tmp_path))
+    items = dataclasses.replace(tree, label_keys=("product",))
+    assert level_names(items) == ("product",)
+
+    def relevant(config):
+        """Of each query the gallery images of its product, as the evaluator of retrieval has the classes."""
+        query, gallery = (load(config, split) for split in ("query", "gallery"))
+        level = query.tree.level("product")
+        classes = Classes.of(gallery.labels, level)
+        asked, there = classes.number(query.labels), classes.number(gallery.labels)
+        return {
+            query.name(i): {gallery.name(j) for j in np.flatnonzero(there == asked[i])}
+            for i in range(len(query))
+        }
+
+    skirt, denim = (
+        "img/WOMEN/Skirts/id_00000090/02_3_back.jpg",
+        "img/WOMEN/Denim/id_00000090/02_1_front.jpg",
+    )
+    other = {
+        "img/MEN/Denim/id_00000080/01_1_front.jpg": {
+            "img/MEN/Denim/id_00000080/01_7_additional.jpg"
+        }
+    }
+    assert relevant(tree) == {**other, denim: set()}
+    assert relevant(items) == {**other, denim: {skirt}}
+    assert load(items, "all").tree.names == (("id_00000002", "id_00000080", "id_00000090"),)
+
+    counts = {
+        "test": {"images": 4, "product": 2},
+        "all": {"images": 7, "category": 3, "product": 3},
+    }
+    layout = dataclasses.replace(LAYOUTS["inshop"], published=lambda version: counts)
+    monkeypatch.setattr("jaxcl.data.verify.LAYOUTS", {"inshop": layout})
+    verify.main(["--data", f"inshop:{tmp_path}"])
+    found = capsys.readouterr().out.splitlines()
+    assert found[1].startswith("all: 7 images, 3 category, 4 product (3 names), 5 variation")
+    assert all(line.endswith("; as published") for line in found[:2])
+    verify.main(["--data", f"inshop:{tmp_path}", "--set", "label_keys=('product',)"])
+    assert "test: 4 images, 2 product; as published" in capsys.readouterr().out
+    counts["all"]["product"] = 4
+    with pytest.raises(SystemExit, match="1 points differ"):
+        verify.main(["--data", f"inshop:{tmp_path}"])
+    assert "4 product (3 names; published: 4)" in capsys.readouterr().out
+    unknown = dataclasses.replace(tree, label_keys=("item",))
+    with pytest.raises(ValueError, match=r"a level of data\.label_keys is 'item': expected one of"):
+        load(unknown, "train")
+
+
+def test_superclasses_of_the_folders_of_imagenet(tmp_path, capsys):
+    """Ancestors at a depth; a class that is not deeper is its own superclass. `verify` counts both levels."""
+    imagenet(tmp_path)
+    # The dog (n0208) and the cat (n0212) are of one kind at depth 2; the fish is at depth 1 itself.
+    lines = ["n0 n1", "n1 n2", "n2 n02084071", "n2 n02121808", "n0 n01440764"]
+    text(tmp_path, "is_a.txt", *lines)
+    settings = {"taxonomy": str(tmp_path / "is_a.txt"), "taxonomy_depth": (2,)}
+    source = load(DataConfig(name="imagenet", path=str(tmp_path), **settings), "train")
+    assert source.tree.levels == ("depth2", "label")
+    assert {source.tree.describe(label) for label in source.labels} == {
+        "n01440764/n01440764", "n2/n02084071", "n2/n02121808"
+    }  # fmt: skip
+    flags = [f"--set={name}={value}" for name, value in settings.items()]
+    with pytest.raises(SystemExit, match="points differ"):
+        verify.main([f"--data=imagenet:{tmp_path}", *flags])
+    found = capsys.readouterr().out
+    assert "2 depth2, 3 label (published: 1,000)" in found
+    assert "1 depth2, 1 label (published: 1,000)" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "known"),
+    [
+        ("inaturalist", "2020x", "['', '2017', '2018', '2019']"),
+        ("inaturalist", "2020", "['', '2017', '2018', '2019']"),
+        ("modelnet40", "al", "['', 'all']"),
+        ("cub", "2010", "['']"),
+    ],
+)
+def test_versions_that_there_are_not(tmp_path, name, version, known):
+    WRITE[name][0](tmp_path)
+    message = re.escape(f"data.dataset is {version!r}: expected one of {known}")
+    flags = [f"--data={name}:{tmp_path}", "--set", f"dataset={version}"]
+    with pytest.raises(SystemExit, match=rf"^jaxcl\.data\.verify: {message}"):
+        verify.main(flags)
+    with pytest.raises(SystemExit, match=rf"^jaxcl\.data\.splits: {message}"):
+        splits.main([*flags, "--by=x", f"--out={tmp_path / 'split.json'}"])
+
+
+def test_a_year_of_the_command_line_is_text(tmp_path, capsys):
+    """As in the docstring of the command."""
+    inaturalist(tmp_path, "2019")
+    flags = [f"--data=inaturalist:{tmp_path}", "--set", "dataset=2019"]
+    with pytest.raises(SystemExit, match="points differ"):
+        verify.main(flags)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "train: 2 images (published: 265,213), 2 supercategory, 2 species (published: 1,010)"
+    )
+    path, out = tmp_path / "train2019.json", tmp_path / "split.json"
+    plain = json.loads(path.read_text())
+    for i in range(40):  # enough of each for a share
+        plain["images"].append({"id": 100 + i, "file_name": f"{i}.jpg"})
+        plain["annotations"].append({"image_id": 100 + i, "category_id": (0, 9)[i % 2]})
+    path.write_text(json.dumps(plain))
+    splits.main([*flags, "--by=supercategory", f"--out={out}", "--val=0", "--test=0.5"])
+    assert sum(map(len, (split_file.read(out).seen, split_file.read(out).unseen))) == 2
 
 
 def test_imagenet_100_are_the_listed_classes_of_imagenet(tmp_path):

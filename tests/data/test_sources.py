@@ -56,6 +56,21 @@ def test_folders_of_splits_share_their_ids(tmp_path):
         load(config, "test")
 
 
+def test_records_are_checked_where_each_label_is_declared_to_have_one_parent(tmp_path):
+    tree = LabelTree(("kind", "sort"), (("bird", "cat"), ("big", "small")))
+    image = png(picture(8, 9))
+    write_records(tmp_path / "twice", [(image, (0, 0)), (image, (1, 0))], tree)
+    write_records(tmp_path / "once", [(image, (0, 0)), (image, (1, 1))], tree)
+    config = DataConfig(name="records", path=str(tmp_path / "twice"))
+    assert not load(config, "train").tree.unique
+    with pytest.raises(
+        ValueError, match=r"sort 'big' stands under two parents .* 'bird' and 'cat'"
+    ):
+        load(dataclasses.replace(config, unique_names=True), "train")
+    once = dataclasses.replace(config, path=str(tmp_path / "once"), unique_names=True)
+    assert load(once, "train").tree.unique
+
+
 def test_views_of_one_object_are_held_out_together(tmp_path):
     make(tmp_path, *(f"kind{i % 3}/object{i}/{view}.png" for i in range(30) for view in range(4)))
     config = DataConfig(

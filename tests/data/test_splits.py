@@ -1,6 +1,7 @@
 """Seen and unseen classes: what each split has, from any source, and the command."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -222,6 +223,28 @@ def test_command_for_a_folder_and_its_use_by_the_config(tmp_path, capsys):
     assert moved.content_id == train.content_id
     with pytest.raises(ValueError, match="holdout"):
         DataConfig(holdout=0.1, name="folder", path="x", split_file=str(out))
+
+
+def test_settings_of_the_command_line_have_the_type_of_their_field():
+    config = command.data_config(
+        "inaturalist:/x",
+        ("dataset=2019", "image_key='7'", "holdout=0", "label_keys=['species']", "per_class=2", "unique_names=True"),
+    )  # fmt: skip
+    assert config == DataConfig(
+        "inaturalist", "/x", "2019", image_key="7", label_keys=("species",), per_class=2, unique_names=True
+    )  # fmt: skip
+    assert command.data_config("idx:1", ()).path == "1"
+    for setting, expected in (
+        ("label_keys=species", r"tuple, as in \('a',\) or \(4,\), got 'species'"),
+        ("taxonomy_depth=7", "tuple"),
+        ("per_class=two", "int, got 'two'"),
+        ("per_class=True", "int, got True"),
+        ("unique_names=1", "bool"),
+        ("dataset=(2019,)", "str"),
+        ("splits=train", "dict"),
+    ):
+        with pytest.raises(ValueError, match=f"^--set {re.escape(setting)}: expected {expected}"):
+            command.data_config("folder:/x", (setting,))
 
 
 def test_command_with_a_split_of_its_own_to_test_on(tmp_path, capsys):

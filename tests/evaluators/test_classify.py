@@ -110,6 +110,31 @@ def test_linear_sgd_comes_near_the_logistic_optimum_and_leaves_the_encoder_alone
     assert result.scalars("sgd/")["sgd/accuracy"] == result.accuracy
 
 
+@pytest.mark.parametrize("train", [linear_sgd, finetune])
+def test_normalised_features_and_smoothed_targets(digits, train):
+    """One step with all images from random weights, against softmax regression in NumPy."""
+    smoothing, rate, std = 0.3, 0.7, 0.5
+    variables, job = start(), task(digits)
+    recipe = Recipe(0, 300, lambda *_: optax.sgd(rate), 0, 1, std, True, smoothing)
+    trained = train(job, network(), variables, recipe)
+    kernel = std * np.asarray(jax.random.normal(jax.random.key(0), (16, 10)), np.float64)
+    images = jax.numpy.asarray(job.train.images / 255, jax.numpy.float32)
+    # Fine-tuning has the statistics of the batch.
+    h, _ = network().apply(variables["params"], variables["batch_stats"], images, train is finetune)
+    h = np.asarray(h, np.float64)
+    h /= np.linalg.norm(h, axis=1, keepdims=True)
+    p = np.exp(h @ kernel)
+    p /= p.sum(1, keepdims=True)
+    targets = 0.7 * np.eye(10)[job.train.labels[:, 0]] + 0.3 / 10
+    np.testing.assert_allclose(
+        trained.result.first_loss, -(targets * np.log(p)).sum(1).mean(), rtol=1e-5
+    )
+    gradient = h.T @ (p - targets) / 300
+    assert np.abs(gradient).max() > 1e-3
+    found = trained.params["classifier"]["kernel"]
+    np.testing.assert_allclose(found, kernel - rate * gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_finetuning_beats_chance_and_the_control_from_scratch(digits):
     few = data.class_balanced_subset(digits[1][:300, 0], per_class=10, seed=0)
     # Pre-trained here means: fine-tuned on other digits.
@@ -199,6 +224,7 @@ def test_missing_and_unseen_labels_and_small_data(digits):
     assert three.steps == 3
     assert (result.queries, result.unlabelled) == (80, 20)
     assert result.unseen == int((test == 3).sum()) > 0
+    assert result.top5 is None  # of 9 classes
 
 
 def test_bn_momentum_for_transfer():
@@ -225,5 +251,7 @@ def test_errors(digits):
     ):
         with pytest.raises(ValueError, match=text):
             Recipe(epochs, size, nesterov(0.1), steps=steps)
+    with pytest.raises(ValueError, match=r"smoothing=1\.0: expected 0 <= value < 1"):
+        Recipe(1, 32, nesterov(0.1), smoothing=1.0)
     with pytest.raises(FloatingPointError, match="not finite from step"):
         linear_sgd(task(digits), network(), variables, Recipe(2, 32, nesterov(1e38)))

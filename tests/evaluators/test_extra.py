@@ -15,6 +15,7 @@ from tiny_network import build
 from jaxcl import data, evaluators
 from jaxcl.data import ArraySource, DataConfig, LabelTree
 from jaxcl.evaluators import EvalConfig, Features, Online, Subject
+from jaxcl.losses import ScorerSpec, Scoring
 from jaxcl.views import Flip, View, ViewProgram
 
 corruption = sys.modules["jaxcl.evaluators.corruption"]
@@ -78,6 +79,7 @@ def test_rows_hold_the_numbers_of_the_evaluators(monkeypatch):
     found = evaluators.retrieval(test, 1)
     for k in (1, 10, 50):
         assert values[f"retrieval/recall@{k}", "digit"] == found.recall[k]
+        assert values[f"retrieval/found@{k}", "digit"] == found.found[k]
     assert values["retrieval/map@r", "digit"] == found.map_at_r
     clusters = evaluators.clustering(test, 1)
     assert values["clustering/nmi", "digit"] == pytest.approx(clusters.nmi)
@@ -140,6 +142,25 @@ def test_classes_that_were_not_learned_are_drawn_from_the_test_images():
     assert [r.method for r in rows if "shot" in r.method] == ["fewshot/5-shot"]
     (few,) = (line for line in said if "shot" in line)
     assert "10-shot" in few
+
+
+def test_retrieval_by_the_scorer_of_the_run_has_rows_of_its_own():
+    """None for the cosine, which is there already, and for a scorer of one respect of a table."""
+    test = features("test")
+    weights = np.diag(np.random.default_rng(0).normal(size=64)).astype(np.float32)
+    own = Scoring(ScorerSpec("mahalanobis"), {"map": weights})
+    rows, details = subject(scoring=own)[0].rows(("retrieval",))
+    values = {(r.method, r.level): r.accuracy for r in rows}
+    found = evaluators.retrieval(test, 1, scoring=own)
+    assert values["scorer/recall@1", "digit"] == found.recall[1]
+    assert values["scorer/r_precision", "digit"] == found.r_precision
+    assert values["scorer/map@r", "parity"] == evaluators.retrieval(test, 0, scoring=own).map_at_r
+    assert values["retrieval/map@r", "digit"] == evaluators.retrieval(test, 1).map_at_r
+    assert values["scorer/map@r", "digit"] != values["retrieval/map@r", "digit"]
+    assert [x["metric"] for x in details["pixels/retrieval/digit"]] == ["cosine", "mahalanobis"]
+    for other in (Scoring(ScorerSpec(), {}), Scoring(ScorerSpec("l2"), {}, respect="style")):
+        rows, _ = subject(scoring=other)[0].rows(("retrieval",))
+        assert not [row for row in rows if row.method.startswith("scorer/")]
 
 
 def test_retrieval_may_search_a_gallery():

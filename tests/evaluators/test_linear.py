@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, top_k_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from jaxcl.evaluators import Features, linear_probe, logistic_regression
+from jaxcl.evaluators.base import top_score
 from jaxcl.evaluators.linear import PAPER_GRID, Scaler, logistic_path
 
 
@@ -82,6 +83,35 @@ def test_probe_chooses_on_validation_fits_again_and_counts():
     other = linear_probe(train, validation, test, l2s=(result.l2,), refit=train)
     assert other.trained_on == 150
     assert other.accuracy != result.accuracy
+
+
+def test_top5_is_sklearns_and_is_of_many_classes_only():
+    train, test = blobs(300, 6, 12, 0, 3), blobs(200, 6, 12, 1, 3)
+    result = linear_probe(train, train, test, l2s=(1.0,), refit=train)
+    model = logistic_regression(train, l2=1.0, tolerance=1e-4)
+    expected = top_k_accuracy_score(test.labels[:, -1], model.logits(test.h), k=5, labels=range(12))
+    assert result.accuracy < expected < 1
+    assert result.top5 == pytest.approx(expected)
+    assert linear_probe(*(blobs(100, 6, 9, i, 3) for i in range(3))).top5 is None
+
+
+def test_what_is_not_a_number_is_not_among_the_highest():
+    assert top_score(np.full((12, 12), np.nan), np.arange(12)) == 0.0
+
+
+def test_top_score_leaves_out_and_counts_as_wrong_what_score_does():
+    scores = np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32)
+    truth = np.arange(40) % 10
+    expected = top_k_accuracy_score(truth, scores, k=5)
+    assert 0.2 < expected < 0.8
+    assert top_score(scores, truth) == pytest.approx(expected)
+    other = np.concatenate([truth, [-1] * 3, [-2] * 10])
+    more = np.concatenate([scores, np.ones((13, 10), np.float32)])
+    assert top_score(more, other) == pytest.approx(expected * 40 / 50)
+    # Equal scores: the first five are the highest.
+    assert top_score(np.zeros((10, 10)), np.arange(10)) == 0.5
+    assert top_score(scores, np.full(40, -1)) is None
+    assert top_score(scores[:, :9], truth % 9) is None
 
 
 def test_preconditioning_saves_iterations_on_collinear_features():

@@ -9,6 +9,7 @@ import pytest
 from jaxcl.evaluators import Features, NothingToScore, retrieval
 from jaxcl.evaluators import retrieval as retrieval_function
 from jaxcl.evaluators.base import comparable_levels
+from jaxcl.losses import ScorerSpec, Scoring
 
 module = sys.modules[retrieval_function.__module__]
 
@@ -30,7 +31,7 @@ def brute_force(queries, level, ks, metric, gallery=None, own=None):
     own = np.arange(len(queries)) if gallery is None else own
     kept = [j for j in range(len(items)) if (items.labels[j, : level + 1] >= 0).all()]
     g, q = items.h.astype(np.float64), queries.h.astype(np.float64)
-    if metric != "cosine":
+    if metric in ("centred_cosine", "euclidean"):
         mean = g[kept].mean(0)
         g, q = g - mean, q - mean
     totals, count, without = {}, 0, 0
@@ -42,7 +43,9 @@ def brute_force(queries, level, ks, metric, gallery=None, own=None):
         for j in kept:
             if own is not None and j == own[i]:
                 continue
-            if metric == "euclidean":
+            if callable(metric):
+                s = metric(queries.h[i].astype(np.float64), items.h[j].astype(np.float64))
+            elif metric == "euclidean":
                 s = -((q[i] - g[j]) ** 2).sum()
             else:
                 s = q[i] @ g[j] / np.linalg.norm(q[i]) / np.linalg.norm(g[j])
@@ -101,6 +104,46 @@ def test_an_own_gallery_with_some_of_the_queries_in_it():
     assert retrieval(queries, 1, (1,), gallery=gallery).recall[1] > result.recall[1] + 0.2
 
 
+def trained_scorers():
+    """Scorers, and what they say of two rows, which no cosine says."""
+    rng = np.random.default_rng(7)
+    map_, kernel = rng.normal(size=(3, 5)), rng.normal(size=(5, 5))
+    first, second = rng.normal(size=(10, 6)), rng.normal(size=(6, 1))
+    perceptron = {
+        "kernel1": first,
+        "bias1": np.full(6, 0.1),
+        "kernel2": second,
+        "bias2": np.zeros(1),
+    }
+
+    def mlp(x, y):
+        both = np.concatenate([np.abs(x - y), x * y])
+        return (np.maximum(both @ first + 0.1, 0) @ second)[0]
+
+    return {
+        "mahalanobis": ({"map": map_}, lambda x, y: -np.sum((map_ @ (x - y)) ** 2)),
+        "bilinear": ({"kernel": kernel}, lambda x, y: x @ (kernel + kernel.T) @ y / 2),
+        "mlp": (perceptron, mlp),
+    }
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "bilinear", "mlp"])
+@pytest.mark.parametrize("searched", ["own", "other"])
+def test_a_trained_scorer_ranks_in_the_place_of_the_metric(name, searched, monkeypatch):
+    monkeypatch.setattr(module, "QUERIES", 16)
+    params, by_hand = trained_scorers()[name]
+    spec = ScorerSpec(name, rank=3 * (name == "mahalanobis"), hidden=6 if name == "mlp" else 64)
+    shapes = jax.tree.map(np.shape, spec.init(jax.random.key(0), 5))
+    params = {k: np.asarray(v, np.float32).reshape(shapes[k]) for k, v in params.items()}
+    queries, ks = features(40, 5), (1, 4)
+    gallery = None if searched == "own" else features(50, 6)
+    found = retrieval(queries, 1, ks, gallery=gallery, scoring=Scoring(spec, params))
+    expected, count, _ = brute_force(queries, 1, ks, by_hand, gallery)
+    check(found, expected, ks)
+    assert (found.queries, found.metric) == (count, name)
+    assert abs(found.map_at_r - retrieval(queries, 1, ks, gallery=gallery).map_at_r) > 1e-3
+
+
 def test_recall_rises_with_k_and_labels_may_have_other_numbers():
     found = features(120, 4)
     ks = (1, 2, 3, 5, 8, 13, 21)
@@ -137,9 +180,10 @@ def test_figures_of_a_ranking_by_hand():
     assert result.recall == {1: 1.0, 2: 1.0, 3: 1.0}
     assert result.found == {1: 0.5, 2: 0.5, 3: 1.0}
     assert (result.r_precision, result.map_at_r) == (0.5, 0.5)
-    assert result.scalars()["retrieval/map@r"] == 0.5
-    assert set(result.scalars("x/")) == {
-        "x/recall@1", "x/recall@2", "x/recall@3", "x/r_precision", "x/map@r"
+    assert result.scalars("x/") == {
+        "x/recall@1": 1.0, "x/recall@2": 1.0, "x/recall@3": 1.0,
+        "x/found@1": 0.5, "x/found@2": 0.5, "x/found@3": 1.0,
+        "x/r_precision": 0.5, "x/map@r": 0.5,
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Rows and their table."""
 
+import dataclasses
 import io
 import json
 
@@ -66,6 +67,19 @@ def test_many_numbers_turn_the_table_and_smaller_distances_are_better():
     ]
 
 
+def test_tables_leave_out_what_would_make_them_twice_as_long():
+    both = [
+        Row("raw pixels", f"{prefix}retrieval/{what}@1", "kind", value, queries)
+        for prefix in ("", "unseen/")
+        for what, value, queries in (("recall", 0.5, 40), ("found", 0.25, 50))
+    ]
+    made = table([*both, *rows()])
+    assert "25.0" not in [cell for c in made.columns[1:3] for cell in c.cells]
+    assert not [c for c in made.columns if "found" in str(c.header)]
+    assert made.caption == "kind: 40 queries, colour: 38 queries"
+    assert scalars(both)["raw pixels/unseen/retrieval/found@1/kind"] == 0.25
+
+
 def test_rows_go_to_json_and_back():
     for row in rows():
         assert Row(**json.loads(json.dumps(row.as_dict()))) == row
@@ -92,6 +106,20 @@ def test_rows_of_results_carry_their_settings():
     tuned = Row.of("x", "kind", ClassifierResult(0.7, 0.1, 2.3, 9, 0, 0, 30, 3, 12, 8), "finetune")
     assert tuned.accuracy == pytest.approx(0.7)
     assert (tuned.settings["steps"], tuned.settings["batch_size"]) == (12, 8)
+
+
+def test_top5_has_a_row_of_its_own_which_tables_leave_out():
+    few = LinearResult(0.5, 0.6, 0.1, {0.1: 0.4}, 9, 1, 2, 30, 5, False)
+    many = dataclasses.replace(few, top5=0.75)
+    assert Row.with_top5("x", "kind", few) == [Row.of("x", "kind", few)]
+    first, top5 = Row.with_top5("x", "kind", many, "linear 10%")
+    assert first == Row.of("x", "kind", many, "linear 10%")
+    assert (top5.method, top5.accuracy, top5.queries) == ("linear 10% top-5", 0.75, 9)
+    assert top5.settings == {k: v for k, v in first.settings.items() if k != "validation"}
+    sgd = ClassifierResult(0.7, 0.1, 2.3, 9, 0, 0, 30, 30, 12, 8, 0.9)
+    assert [row.method for row in Row.with_top5("x", "kind", sgd, "sgd")] == ["sgd", "sgd top-5"]
+    made = table([first, top5])
+    assert [c.header for c in made.columns] == ["features", "linear 10%\nkind"]
 
 
 def test_a_table_that_does_not_fit_is_turned_whatever_the_number_of_its_columns():

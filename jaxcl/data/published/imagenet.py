@@ -4,9 +4,12 @@
       train/n01440764/n01440764_10026.JPEG, ...
       val/n01440764/ILSVRC2012_val_00000293.JPEG, ...      sorted into folders by class, as is customary
 
-The label is the folder, a WordNet id. data.taxonomy=wordnet.is_a.txt with data.taxonomy_depth puts
-superclasses above it. data.classes_file keeps some of the classes: ImageNet-100 are the 100 of the list
-`imagenet100.txt` published with "Contrastive Multiview Coding" (Tian et al., 2020), one id a line.
+The label is the folder, a WordNet id. data.taxonomy=wordnet.is_a.txt with data.taxonomy_depth=(7,) puts
+superclasses above it, the ancestors at that distance from the root on the shortest way (levels "depth7" and
+"label"). A class that is less deep, or just so deep, is its own superclass, with no other class in it; `verify`
+with these settings says how many superclasses there are. data.classes_file keeps some of the classes:
+ImageNet-100 are the 100 of the list `imagenet100.txt` published with "Contrastive Multiview Coding" (Tian et
+al., 2020), one id a line.
 """
 
 from __future__ import annotations

@@ -9,6 +9,11 @@ Levels, as in the code of Zhang et al. (CVPR 2022): category, product and variat
 path img/GENDER/CATEGORY/id_XXXXXXXX/NN_V_pose.jpg: CATEGORY (17, those of men and women of one name being
 one), the item id, and NN, one colour of the product. V and pose say how it was photographed.
 
+An item may stand in the folders of several categories. In the tree it is one product in each of them, as in that
+code (whose list of such items takes none out), also where products are held out or kept together. The published
+numbers and the benchmark's retrieval are of items, whatever their category: data.label_keys=("product",) has the
+items alone. `verify` counts both.
+
 Splits: "train", "query" and "gallery" as in the file, "test", the last two together, and "all". The products
 of "train" and "test" differ.
 """

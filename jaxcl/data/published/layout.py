@@ -45,15 +45,21 @@ class Layout:
     Attributes:
       levels: names of its label levels, coarse to fine.
       read: (folder, version) -> all its images; a version is what `data.dataset` says, "" for the usual.
-      counts: (version) -> split -> {"images": number, level: number of classes} as published; a split that
+      published: (version) -> split -> {"images": number, level: number of names} as published; a split that
         is not there is not checked.
       unique: whether each label has one parent.
+      versions: those that there are.
     """
 
     levels: tuple[str, ...]
     read: Callable[[Path, str], Listing]
-    counts: Callable[[str], Mapping[str, Mapping[str, int]]]
+    published: Callable[[str], Mapping[str, Mapping[str, int]]]
     unique: bool = False
+    versions: tuple[str, ...] = ("",)
+
+    def counts(self, version: str) -> Mapping[str, Mapping[str, int]]:
+        """The published numbers of a version, see `published`; ValueError if there is no such version."""
+        return self.published(checked(version, self.versions, "data.dataset"))
 
     def open(
         self,
@@ -61,6 +67,7 @@ class Layout:
         version: str,
         split: str,
         *,
+        levels: Sequence[str] = (),
         unique: bool = False,
         channels: int = 3,
         max_pixels: int = MAX_PIXELS,
@@ -71,14 +78,17 @@ class Layout:
           folder: of the data set.
           version: "" for the usual one.
           split: one of those of the layout.
+          levels: some of the layout's levels, coarse to fine; () for all. Without those above it a class is
+            its name, wherever it stands.
           unique: declare the tree unique (see `LabelTree`), whatever the layout says.
           channels: 3 or 1.
           max_pixels: larger images are bad examples.
 
         Raises:
-          ValueError: a list is missing or malformed, or there is no such split.
+          ValueError: a list is missing or malformed, or there is no such version, split or level.
         """
-        listing = self.read(folder, version)
+        columns = [self._column(level) for level in levels or self.levels]
+        listing = self.read(folder, checked(version, self.versions, "data.dataset"))
         if split not in listing.splits:
             raise ValueError(
                 f"the data have no split {split!r}: {str(folder)!r} has {sorted(listing.splits)}; "
@@ -87,18 +97,25 @@ class Layout:
         rows = listing.splits[split].tolist()
         if not rows:
             raise ValueError(f"the split {split!r} of {str(folder)!r} lists no images")
+        names, others = (
+            [tuple(row[column] for column in columns) for row in part]
+            for part in (listing.names, listing.tree_names)
+        )
         tree = LabelTree.of_names(
-            self.levels, [*listing.names, *listing.tree_names], self.unique or unique
+            [self.levels[column] for column in columns], [*names, *others], self.unique or unique
         )
         return ListedSource(
             listing.folder,
             [listing.files[row] for row in rows],
-            [listing.names[row] for row in rows],
+            [names[row] for row in rows],
             tree,
             sizes=None if listing.sizes is None else [listing.sizes[row] for row in rows],
             channels=channels,
             max_pixels=max_pixels,
         )
+
+    def _column(self, level: str) -> int:
+        return self.levels.index(checked(level, self.levels, "a level of data.label_keys"))
 
 
 def fields(
