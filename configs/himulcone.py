@@ -2,6 +2,7 @@
 
     python -m jaxcl.main --config=configs/himulcone.py --config.data.path=DIR --config.init.path=resnet50.safetensors
     python -m jaxcl.main --config=configs/himulcone.py:modelnet40 ...          (or :imagenet, :inaturalist)
+    python -m jaxcl.main --config=configs/himulcone.py:imagenet_folders --config.data.path=DIR --config.data.taxonomy=FILE ...
     python -m jaxcl.main --config=configs/himulcone.py:cifar100 --config.data.path=TFDS_DIR         (from scratch)
     python -m jaxcl.main --config=configs/himulcone.py --config.method.form=paper ...
     python -m jaxcl.probe --workdir=runs/himulcone_deepfashion --eval=sgd,retrieval,clustering,hierarchy --recipe=himulcone
@@ -21,7 +22,11 @@ On categories that training has not seen, a quarter of them, beside those that i
 `hicone.py` and `himulcon.py` are the same with the other two losses. `deepfashion` is the In-Shop benchmark (category, product,
 variation), `modelnet40` the rendered views (category, model), `imagenet` TFDS's with an ancestor from WordNet above each class
 (`data.taxonomy` is ImageNet's wordnet.is_a.txt; `data.taxonomy_depth` says how far from the root; the authors' superclasses are not
-published), `inaturalist` the competition of 2017 (supercategory, species). `jaxcl.data.published` has their layouts.
+published), `imagenet_folders` the same from the usual folders train/ and val/, `inaturalist` the competition of 2017 (supercategory,
+species). `jaxcl.data.published` has their layouts. A class that is not deeper than that is its own superclass, with no other class
+in it. The command that says how many superclasses there are at a depth:
+
+    python -m jaxcl.data.verify --data=imagenet:DIR --set taxonomy=wordnet.is_a.txt --set "taxonomy_depth=(7,)"
 
 Expected (the paper's, not measured here): ImageNet 79.14 % (linear).
 
@@ -36,10 +41,11 @@ Not as in it: the loss and BatchNorm are those of the whole batch, the code's of
 in the frozen layers go on moving, in both. Batches have 512 images and not the next multiple of a group;
 `jaxcl.data.samplers.hierarchical` says how else they differ. For validation a tenth of the products of DeepFashion and of the models
 of ModelNet40 is held out of the training images, of ImageNet one in a hundred images and of iNaturalist one in fifty; their test
-images are those of the published validation. Which categories were unseen, and how many, is not published. At the end no raw pixels
-and no untrained encoder are scored; k-means of ImageNet and iNaturalist, and the linear classifier of iNaturalist, are left to the
-probe. Images are evaluated at the centre 0.875 of their shorter side, the code's at all of it. To begin from an untrained network,
-set `--config.init.path= --config.optim.frozen="()"`.
+images are those of the published validation. Which categories were unseen, and how many, is not published. Of the epochs of the
+linear classifier the last is scored, in the code the one that is best on validation images. At the end no raw pixels and no
+untrained encoder are scored; k-means of ImageNet and iNaturalist, and the linear classifier of iNaturalist and `imagenet_folders`,
+are left to the probe. Images are evaluated at the centre 0.875 of their shorter side, the code's at all of it. To begin from an
+untrained network, set `--config.init.path= --config.optim.frozen="()"`.
 
 `cifar100` (20 superclasses, 100 classes) is not the paper's. It is `supcon_cifar10.py:cifar100` with a ResNet-18, from scratch, and a
 head of 512-512-128: its views and schedule, and its batches of 1024, which are made of groups of relatives.
@@ -54,7 +60,7 @@ from jaxcl.views import presets
 
 
 def get_config(arg: str = "deepfashion") -> ConfigDict:
-    """The experiment; arg is deepfashion or modelnet40, maybe with ",unseen", or imagenet, inaturalist or cifar100."""
+    """The experiment; arg is one of `DATA`, deepfashion and modelnet40 maybe with ",unseen", or cifar100."""
     if arg == "cifar100":
         return cifar100()
     name, _, split = arg.partition(",")
@@ -129,6 +135,15 @@ def imagenet(c: ConfigDict) -> None:
     c.evaluation.extra = ("retrieval", "hierarchy")
 
 
+def imagenet_folders(c: ConfigDict) -> None:
+    """The same from image files. They have no share for a small gallery: it is all of them, and there is none while training."""
+    imagenet(c)
+    c.data.name, c.data.dataset, c.data.path = "imagenet", "", "imagenet"
+    c.data.splits, c.data.holdout = {"test": "val"}, 0.01
+    c.evaluation.every, c.evaluation.linear = 0, False
+    c.evaluation.gallery, c.evaluation.test_gallery = "train", "seen"
+
+
 def inaturalist(c: ConfigDict) -> None:
     """Species and supercategories; 579,184 images are a gallery at the end, and too many for one while training."""
     c.data.name, c.data.dataset = "inaturalist", "2017"
@@ -153,6 +168,7 @@ DATA = {
     "deepfashion": deepfashion,
     "modelnet40": modelnet40,
     "imagenet": imagenet,
+    "imagenet_folders": imagenet_folders,
     "inaturalist": inaturalist,
 }
 TOGETHER = {"deepfashion": "product", "modelnet40": "model"}

@@ -1,4 +1,4 @@
-"""LooC on the built-in emoji, on the machine at hand, in about ten minutes on two CPU cores; and MoCo with the same augmentations.
+"""LooC on the built-in emoji, on the machine at hand; and MoCo with the same augmentations.
 
     python -m jaxcl.main --config=configs/looc_emoji.py                                  rotation and colour are factors
     python -m jaxcl.main --config=configs/looc_emoji.py:FACTOR[,FACTOR...][,different]

@@ -2,12 +2,13 @@
 
     python -m jaxcl.main --config=configs/looc_imagenet100.py --config.data.path=DIR                       (colour and rotation)
     python -m jaxcl.main --config=configs/looc_imagenet100.py:FACTOR[,FACTOR...][,always][,different] ...
-    python -m jaxcl.main --config=configs/looc_imagenet100.py:moco[,rotation[,always]][,texture][,same] ...
+    python -m jaxcl.main --config=configs/looc_imagenet100.py:moco[,FACTOR...][,always][,same] ...
     python -m jaxcl.probe --workdir=runs/looc_imagenet100_color_rotation --eval=sgd,rotation,fewshot,corruption --recipe=looc
 
-FACTOR is color, rotation or texture; the distortion of colours is always among the augmentations, as in MoCo v2. `always`: angles
-of 90, 180 and 270 degrees without 0. `different`: what keys do not share with the query is never the same by chance. `moco` is
-MoCo v2 with the same augmentations, `same` turns its key as its query is.
+FACTOR is color (jitter and gray), rotation, texture, or any op by its name (blur, solarize, crop, ...); crop, flip, the distortion of
+colours and blur are always among the augmentations, as in MoCo v2. `always`: angles of 90, 180 and 270 degrees without 0.
+`different`: what keys do not share with the query is never the same by chance (the host, which draws the crops, has no such
+promise). `moco` is MoCo v2 with the same augmentations, `same` turns its key as its query is.
 
 DIR/train and DIR/val hold a folder for each of the 100 classes; or take them out of all of ImageNet, with the list that was
 published with "Contrastive Multiview Coding" (one WordNet id a line), which the probe does too:
@@ -38,30 +39,42 @@ from ml_collections import ConfigDict
 from jaxcl import config as config_lib
 from jaxcl.views import presets
 
-FACTORS = {"color": "color", "rotation": "rotate", "texture": "texture"}
-OPTIONS = ("moco", *FACTORS, "same", "always", "different")
+FLAGS = ("moco", "same", "always", "different")
+NAMES = {"rotation": "rotate"}
+"""Of factors, where the paper has another one than the op."""
+MOCO_V2 = tuple(presets.moco_v2()["ops"])
+"""Always among the augmentations, and so nothing to add to a MoCo."""
 
 
 def get_config(arg: str = "color,rotation") -> ConfigDict:
     """The experiment; arg is a list of factors and options."""
     options = arg.split(",")
     for option in options:
-        if option not in OPTIONS:
-            raise ValueError(
-                f"looc_imagenet100: option {option!r}: expected some of {', '.join(OPTIONS)}"
-            )
         if options.count(option) > 1:
             raise ValueError(f"looc_imagenet100: {arg!r}: {option!r} is there twice; name it once")
-    twin, factors = "moco" in options, [FACTORS[option] for option in options if option in FACTORS]
+    factors = [NAMES.get(option, option) for option in options if option not in FLAGS]
+    twin = "moco" in options
+    try:
+        ops = [op for names in presets.looc_factors(factors).values() for op in names]
+    except ValueError as error:
+        raise ValueError(
+            f"looc_imagenet100: {arg!r}: {error} (or rotation, {', '.join(FLAGS)})"
+        ) from error
+    of_moco = "is always among MoCo's augmentations; leave it out"
     for option, fits, why in (
         (
             "same",
-            twin and "rotation" in options,
+            twin and "rotate" in ops,
             "is about the rotation of MoCo's views; name moco and rotation",
         ),
-        ("always", "rotation" in options, "is about the angles of the rotation; name rotation"),
+        ("always", "rotate" in ops, "is about the angles of the rotation; name rotation"),
         ("different", not twin, "is for LooC"),
-        ("color", not twin, "is always among MoCo's augmentations; leave it out"),
+        (
+            "different",
+            "crop" not in ops,
+            "with the factor 'crop': crops are made on the host, which draws each without regard to the others",
+        ),
+        *((name, not twin, of_moco) for name in ("color", *MOCO_V2)),
     ):
         if option in options and not fits:
             raise ValueError(f"looc_imagenet100: {arg!r}: {option!r} {why}")

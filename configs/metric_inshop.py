@@ -4,7 +4,7 @@
     python -m jaxcl.probe --workdir=runs/metric_inshop --layer=z --eval=retrieval --train=train --test=query --gallery=gallery
 
 Everything but the data and the length is as in `metric_cub200`, and so is the argument LOSS[,MINING]. Queries and gallery are
-those of the benchmark. Not measured here.
+those of the benchmark, and a product is an item whatever its category. Not measured here.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def get_config(arg: str = "multi_similarity,multi_similarity") -> ConfigDict:
     c.name = "metric_inshop"
     c.steps = 20_000
     c.data.name, c.data.path = "inshop", "In-shop Clothes Retrieval Benchmark"
-    c.data.splits, c.data.holdout = {}, 0.0
+    c.data.splits, c.data.holdout, c.data.label_keys = {}, 0.0, ("product",)
     c.method.level, c.data.sampler_level = "product", "product"
     c.evaluation.levels = ("product",)
     c.evaluation.retrieval_ks = (1, 10, 20, 30, 40, 50)

@@ -9,6 +9,8 @@ learning rate 30 for a batch of 256, momentum 0.9, no weight decay, 100 epochs, 
 The paper's machine has 8 devices with 32 images each; `model.bn_groups=8` is that machine on any number of devices, and the keys
 are shuffled over these groups. Weight decay is on all parameters, BatchNorm's and biases too. The queue begins empty
 (`method.fill="noise"` begins with random keys, as the official code). The data is prepared as for `simclr_tpu`.
+
+Out of scope: the paper's transfer to detection and segmentation. jaxcl scores encoders on whole images only.
 """
 
 from ml_collections import ConfigDict

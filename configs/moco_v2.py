@@ -5,6 +5,8 @@
 
 Expected of the probe (the paper's, not measured here): linear accuracy 67.5 % after 200 epochs, 71.1 % after 800
 (`moco_v2.py:800`). The learning rate changes once an epoch, as in the official code. The data is prepared as for `simclr_tpu`.
+
+Out of scope: the paper's transfer to detection. jaxcl scores encoders on whole images only.
 """
 
 from ml_collections import ConfigDict

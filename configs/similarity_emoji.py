@@ -3,13 +3,13 @@
     python -m jaxcl.main --config=configs/similarity_emoji.py                              (ranking, cosine)
     python -m jaxcl.main --config=configs/similarity_emoji.py:regression
     python -m jaxcl.main --config=configs/similarity_emoji.py:classification,mahalanobis
-    python -m jaxcl.probe --workdir=runs/similarity_emoji --eval=similarity --layer=z
+    python -m jaxcl.probe --workdir=runs/similarity_emoji --eval=similarity,retrieval --layer=z
 
 Two drawings are the more similar, the more of category, subcategory and code they share. Ranking puts each image's others in that
 order, regression makes the score that number, and classification tells the grade from the score. Everything but the loss and the
 head is the quickstart's. The table at the end is about codes that the training has not seen: how far similarities follow the
 tree (`similarity/...`), and whether the subcategories come out as clusters. Of z the probe above says it by the cosine and by the
-trained scorer (`scorer/...`), and how good the similarities or grades are that it predicts.
+trained scorer (`scorer/...`), what stands first in a search too, and how good the similarities or grades are that it predicts.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     python -m jaxcl.main --config=configs/supcon_imagenet_tpu.py --multihost --workdir=gs://BUCKET/supcon     (on every host)
     python -m jaxcl.main --config=configs/supcon_imagenet_tpu.py:resnet200 ...
-    python -m jaxcl.probe --workdir=gs://BUCKET/supcon --eval=sgd --recipe=supcon --train=train               (the second stage)
+    python -m jaxcl.probe --workdir=gs://BUCKET/supcon --eval=sgd --recipe=supcon_imagenet --train=train      (the second stage)
 
 Expected (the paper's, not measured here): ResNet-50 78.7 % after 350 epochs, with L_in 67.4 %; ResNet-200 81.4 % with a batch of 4096
 and 700 epochs.
@@ -12,8 +12,9 @@ BatchNorm, tau 0.1, the loss times tau, and a head of one linear layer without b
 with this head, and a z that is normalised, that changes nothing. Images are scaled to [-1, 1].
 
 Not as in it: its augmentation is AutoAugment (ResNet-101 and 200: stacked RandAugment), which jaxcl does not have; here it is
-SimCLR's. Its second stage is 90 epochs of RMSProp on normalised h with label smoothing; the probe's recipe is the one of the authors'
-PyTorch repository, SGD in 100 epochs on h. The data is prepared as for `simclr_tpu`.
+SimCLR's. In the second stage, 90 epochs of RMSProp on normalised h with label smoothing 0.05 and the rate times 0.97 every half epoch
+after 12 epochs of warm-up, AutoAugment gives way to crops and flips. The joint probe is on h as it is, without smoothing.
+The data is prepared as for `simclr_tpu`.
 """
 
 from ml_collections import ConfigDict

@@ -2,14 +2,14 @@
 
     python -m jaxcl.main --config=configs/supcon_moco.py --workdir=runs/supcon_moco
     python -m jaxcl.main --config=configs/supcon_moco.py:emoji                             (built-in data, minutes on two CPU cores)
-    python -m jaxcl.probe --workdir=runs/supcon_moco --eval=sgd --recipe=supcon --train=train                       (the second stage)
+    python -m jaxcl.probe --workdir=runs/supcon_moco --eval=sgd --recipe=supcon_imagenet --train=train              (the second stage)
 
 Expected (the paper's, not measured here): 79.1 % with a memory of 8192, a batch of 256 and SGD on 8 GPUs, where the batch of 6144
 without memory has 78.7 %.
 
 That code was not released, and the paper gives no more settings. The others are those of `moco_v2` (momentum .999, shuffled
 BatchNorm of 8 groups, SGD with learning rate 0.03, its augmentation, 200 epochs) and of SupCon (tau 0.1, L_out). The keys of the
-batch are candidates beside those of the queue (`method.in_batch`).
+batch are candidates beside those of the queue (`method.in_batch`). The second stage is that of `supcon_imagenet_tpu`.
 """
 
 from pathlib import Path

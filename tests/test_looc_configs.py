@@ -7,6 +7,7 @@ import pytest
 
 from jaxcl import config as config_lib
 from jaxcl.config import ConfigError
+from jaxcl.data.host_crop import HostCrop
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -29,7 +30,12 @@ def load(text):
         ("looc_emoji:moco,color,same", "'same' is about the rotation of MoCo's views"),
         ("looc_emoji:moco,moco", "name each option once"),
         ("looc_emoji:moco,flip", "'flip' is always among MoCo's augmentations"),
-        ("looc_imagenet100:colour", "option 'colour': expected some of moco, color"),
+        ("looc_imagenet100:colour", "no factor 'colour'; did you mean 'color'?"),
+        ("looc_imagenet100:color,jitter", "'color' and 'jitter' have 'jitter' in common"),
+        ("looc_imagenet100:rotation,rotate", "'rotate' is there twice"),
+        ("looc_imagenet100:crop,different", "with the factor 'crop': crops are made on the host"),
+        ("looc_imagenet100:moco,blur", "'blur' is always among MoCo's augmentations"),
+        ("looc_imagenet100:moco,crop", "'crop' is always among MoCo's augmentations"),
         ("looc_imagenet100:rotation,rotation", "'rotation' is there twice"),
         ("looc_imagenet100:different", "LooC needs one or more factors"),
         ("looc_imagenet100:always", "'always' is about the angles of the rotation"),
@@ -68,6 +74,33 @@ def test_any_op_is_a_factor_of_the_small_config():
     twin = config_lib.from_dict(load("looc_emoji:moco,blur,rotate"))
     assert twin.views.order == ("crop", "flip", "rotate", "blur")
     assert len(twin.views.views) == 2
+
+
+def test_any_op_is_a_factor_of_the_large_config():
+    """Of MoCo v2's own ops and of others; the host's crops are the first op in each."""
+    usual = ("crop", "flip", "jitter", "gray", "blur")
+    for text, order, share in (
+        ("blur", usual, ({"blur": 0},)),
+        ("rotate,solarize", (*usual[:2], "rotate", *usual[2:], "solarize"), None),
+        ("crop", usual, ({"crop": 0},)),
+        ("color,crop", usual, ({"jitter": 0, "gray": 0}, {"crop": 0})),
+    ):
+        config = config_lib.from_dict(load(f"looc_imagenet100:{text}"))
+        assert config.views.order == order
+        if share:
+            assert tuple(view["share"] for view in config.views.views[2:]) == share
+        method = config.for_run(10**5, 1).build_method()
+        assert len(method.heads) == len(config.views.views) - 1
+        sources = HostCrop.of(method.views, 0).sources
+        assert (sources[-1] == 0) == ("crop" in text)
+        assert sources[:2] == (0, 1)
+    # MoCo's twin has what its views do not have anyway, and is refused what they have.
+    twin = config_lib.from_dict(load("looc_imagenet100:moco,solarize"))
+    assert twin.views.order == (*usual, "solarize")
+    assert len(twin.views.views) == 2
+    assert config_lib.from_dict(load("looc_imagenet100:rotate,always")).views.ops == (
+        config_lib.from_dict(load("looc_imagenet100:rotation,always")).views.ops
+    )
 
 
 def test_each_option_does_what_it_says():

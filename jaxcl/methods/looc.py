@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxcl import losses
 from jaxcl.losses.leave_one_out import HEAD0
 from jaxcl.methods.base import Apply, LossOut, PyTree
-from jaxcl.methods.memory import FILLS, Queue
+from jaxcl.methods.memory import FILLS, Queue, crowded
 from jaxcl.methods.moco import dictionary_metrics, same_class
 from jaxcl.methods.momentum import MomentumEncoder
 from jaxcl.models import HeadSpec
@@ -43,18 +43,20 @@ class LooC(MomentumEncoder):
     `presets.leave_one_out` makes such views. Its settings are those of `MomentumEncoder`, and
 
     Attributes:
+      examples: images of the training data.
       levels: of the labels of the training data.
       projection: each of the heads.
       temperature: tau.
-      queue_size: K of each head's queue.
+      queue_size: K of each head's queue; well below the number of images, as in `MoCo`.
       fill: slots that hold no key yet are left out ("mask") or hold random directions ("noise"), as in `MoCo`.
       head0: the positives of head 0: "k0", or "all" the keys of the image.
       enqueue: what enters the queue of head i: its embedding of "k0", or of its "own" key k_i. With k_0 the negatives of all
         heads are of the same views.
-      same_image_negatives: whether head i has the image's other keys as negatives; without them it need not tell factor i (the
-        ablation).
+      same_image_negatives: whether head i has the image's other keys as negatives (without: the ablation). Then only the queue
+        rewards telling factor i, as most of its keys were drawn another one.
     """
 
+    examples: int = 0
     levels: int = 0
     projection: HeadSpec = dataclasses.field(
         default_factory=lambda: HeadSpec(
@@ -113,13 +115,24 @@ class LooC(MomentumEncoder):
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """What each head tells: the names of its ops joined by "+"; "" for head 0, which tells nothing."""
-        return tuple("+".join(view.share) for view in self.views.views[1:])
+        """What each head tells: the names of its ops joined by "+"; "" for head 0, which tells nothing.
+
+        In the order of the program: a stored config has the keys of `share` in another one, and metrics have these names.
+        """
+        order = [name for name, _ in self.views.ops]
+        return tuple(
+            "+".join(name for name in order if name in view.share) for view in self.views.views[1:]
+        )
 
     @property
     def heads(self) -> Mapping[str, HeadSpec]:
         """n + 1 heads that differ in nothing but what they learn."""
         return {f"projection_{number}": self.projection for number in range(len(self.factors))}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Queues that are large for the data."""
+        return crowded(self.queue_size, self.examples)
 
     def trivial_loss(self, batch_size: int) -> float:
         """The loss of equal embeddings, with full queues: the mean over heads of the log of the number of keys."""

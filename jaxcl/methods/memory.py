@@ -14,6 +14,26 @@ PyTree = Any
 
 FILLS = ("mask", "noise")
 
+CROWDED = 0.25
+"""From this share of own keys or rows on a dictionary is called too large for its data."""
+
+
+def crowded(queue_size: int, examples: int, keys_per_image: int = 1) -> tuple[str, ...]:
+    """The remark about a queue that is large for its data, or none.
+
+    Args:
+      queue_size: K.
+      examples: images of the training data; 0: not known, and nothing is said.
+      keys_per_image: that a step puts into the queue.
+    """
+    share = queue_size / keys_per_image / examples if examples else 0
+    if share < CROWDED:
+        return ()
+    return (
+        f"method.queue_size={queue_size}: the queue holds keys of {min(share, 1):.0%} of the {examples:,} images (MoCo's: 5 to"
+        " 8 %), and queries meet older keys of their own image as negatives; a smaller queue avoids it",
+    )
+
 
 def ema(average: PyTree, new: PyTree, momentum: jax.Array | float) -> PyTree:
     """momentum * average + (1 - momentum) * new, leaf by leaf (He et al., 2020, equation 2).
@@ -38,7 +58,7 @@ class Queue:
     Attributes:
       keys: float[K,D], normalised.
       labels: i32[K,L], labels of each key's image; -1 for missing.
-      age: i32[K], completed updates since the key was computed.
+      age: i32[K], completed updates since the key was computed; 0 for a slot that holds no key, noise neither.
       valid: bool[K], whether the slot is to be used.
       pointer: i32[], the slot of the oldest key, which is overwritten next.
     """
@@ -94,7 +114,7 @@ class Queue:
         return Queue(
             keys=self.keys.at[slots].set(keys[-kept:].astype(self.keys.dtype), unique_indices=True),
             labels=self.labels.at[slots].set(labels[-kept:], unique_indices=True),
-            age=(self.age + 1).at[slots].set(1, unique_indices=True),
+            age=_older(self.age).at[slots].set(1, unique_indices=True),
             valid=self.valid.at[slots].set(True, unique_indices=True),
             pointer=(self.pointer + rows) % size,
         )
@@ -107,7 +127,7 @@ class Bank:
 
     Attributes:
       rows: float[M,D], normalised.
-      age: i32[M], completed updates since the row was last changed.
+      age: i32[M], completed updates since the row was last changed; 0 for an image that was not seen yet.
       valid: bool[M], whether the row is to be used.
     """
 
@@ -148,9 +168,14 @@ class Bank:
         slots = jnp.where(comes_again, len(self.rows), index)
         return Bank(
             rows=self.rows.at[slots].set(new, mode="drop"),
-            age=(self.age + 1).at[slots].set(1, mode="drop"),
+            age=_older(self.age).at[slots].set(1, mode="drop"),
             valid=self.valid.at[slots].set(True, mode="drop"),
         )
+
+
+def _older(age: jax.Array) -> jax.Array:
+    """Ages i32[N] an update later; what holds nothing of the data (0) does not age."""
+    return age + (age > 0)
 
 
 def _rows(

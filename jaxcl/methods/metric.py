@@ -25,10 +25,11 @@ import jax.numpy as jnp
 
 from jaxcl import losses
 from jaxcl.losses.distances import Distance
+from jaxcl.losses.limits import misfit
 from jaxcl.methods.base import Apply, LossOut, PyTree
 from jaxcl.methods.labels import IMAGE, LabelLevels
 from jaxcl.methods.memory import Queue
-from jaxcl.methods.metric_losses import ABOVE_ZERO, CHOICES, LOSSES, Given, Spec
+from jaxcl.methods.metric_losses import CHOICES, FUNCTIONS, LOSSES, Given, Spec
 from jaxcl.methods.moco import dictionary_metrics
 from jaxcl.methods.supcon import same_class
 from jaxcl.models import HeadSpec
@@ -68,6 +69,8 @@ class Metric:
       neg_margin: of the same.
       distance: of "margin_contrastive", "hadsell", "triplet", "margin" and "lifted_structure".
       p: the exponent of the distance "lp".
+      normalized: whether rows are L2-normalised first, of the losses that have `distance` and of "n_pairs", where they are
+        not unless it is set; losses of cosines always do, and so does the memory.
       reduction: "nonzero" or "mean", of "margin_contrastive", "triplet" and "margin".
       swap: of "triplet".
       smooth: of "triplet".
@@ -102,6 +105,7 @@ class Metric:
     neg_margin: float | None = None
     distance: str | None = None
     p: float | None = None
+    normalized: bool | None = None
     reduction: str | None = None
     swap: bool | None = None
     smooth: bool | None = None
@@ -147,6 +151,7 @@ class Metric:
                 self.labels.class_count(self.level, self.classes)
 
     def _check_settings(self) -> None:
+        function = FUNCTIONS.get(self.objective, self.objective)
         for field in sorted({name for spec in LOSSES.values() for name in spec.settings}):
             value = getattr(self, field)
             if value is None:
@@ -160,8 +165,9 @@ class Metric:
                 raise ValueError(
                     f"method.{field}={value!r}: expected one of {', '.join(CHOICES[field])}"
                 )
-            if field in ABOVE_ZERO and not value > 0:
-                raise ValueError(f"method.{field}={value}: expected a number above 0")
+            expected = misfit(function, field, value, self.setting("distance") or "")
+            if expected:
+                raise ValueError(f"method.{field}={value}: expected {expected}")
         if self.mined not in self.spec.minings:
             raise ValueError(
                 f"method.mining={self.mining!r} with the loss {self.objective!r}: expected one of"
@@ -170,6 +176,15 @@ class Metric:
         if self.mined == "distance_weighted" and self.setting("distance") != "l2":
             raise ValueError(
                 f"method.distance={self.distance!r} with mining='distance_weighted': expected 'l2'"
+            )
+        if self.normalized is False and self.setting("distance") == "cosine":
+            raise ValueError(
+                "method.normalized=False does nothing with distance='cosine': leave it at None, or choose another distance"
+            )
+        if self.normalized is False and self.mined == "distance_weighted":
+            raise ValueError(
+                "method.normalized=False with mining='distance_weighted', which goes by the distances of points on a sphere:"
+                " leave it at None, or choose another mining"
             )
         if self.p is not None and self.distance != "lp":
             raise ValueError(f"method.p={self.p} does nothing without distance='lp'")
@@ -204,6 +219,11 @@ class Metric:
         # The margins that `mining.negative_kind` goes by; the loss 'hadsell' has no margin of positives.
         near = self.setting("pos_margin") if "pos_margin" in settings else 0.0
         far = self.setting("neg_margin" if "neg_margin" in settings else "margin")
+        if not far > 0 and self.setting("distance") != "dot":
+            raise ValueError(
+                f"method.neg_margin={far:g}: there are no negatives nearer than that, so that none costs anything; expected a"
+                " number above 0"
+            )
         if self.mined == "easy":
             raise ValueError(
                 f"{mining} with the loss {self.objective!r} takes negatives beyond the margin, which cost nothing: choose"
@@ -250,6 +270,11 @@ class Metric:
                 f"method.memory_size={self.memory_size}: {self.objective!r} holds no row against other rows of its kind;"
                 " expected 0"
             )
+        if self.memory_size and self.normalized is False:
+            raise ValueError(
+                f"method.memory_size={self.memory_size} with normalized=False: the memory keeps rows of length 1; expected 0,"
+                " or normalized=None"
+            )
         if self.memory_size and not self.projection.layers:
             raise ValueError(
                 "method.projection.layers=(): a memory keeps z between steps; expected its width as the last number"
@@ -273,7 +298,9 @@ class Metric:
     @property
     def own_rate(self) -> str:
         """What it trains itself that needs a learning rate of its own."""
-        return "proxies" if self.spec.proxies else ""
+        if self.spec.proxies:
+            return "proxies"
+        return "" if self.setting("learn_beta") in (None, "no") else "borders"
 
     @property
     def trains_classes(self) -> bool:

@@ -57,11 +57,12 @@ class Given(NamedTuple):
         return self.settings["mining_pos_margin"], self.settings["mining_neg_margin"]
 
     def sides(self, name: str, distance: Distance | str = "dot") -> Sides:
-        """Anchors and keys, normalised."""
-        return sides(name, self.z, self.labels, self.reference, distance, True, self.images)
+        """Anchors and keys, normalised unless the loss is set not to."""
+        normalized = self.settings.get("normalized", True)
+        return sides(name, self.z, self.labels, self.reference, distance, normalized, self.images)
 
     def rows(self, name: str) -> metric.Rows:
-        """The same for the engine."""
+        """The same for the engine, normalised."""
         return metric.Rows.of(name, self.z, self.labels, self.reference, self.images)
 
 
@@ -175,7 +176,7 @@ def _proxies(loss: Callable[..., jax.Array]) -> Callable[[Given], Outcome]:
     )
 
 
-_DISTANCE = {"distance": "l2", "p": 2.0}
+_DISTANCE = {"distance": "l2", "p": 2.0, "normalized": True}
 _BY_DISTANCE = {**_DISTANCE, "reduction": "nonzero"}
 _MINED_PAIRS = {
     "epsilon": EPSILON,
@@ -227,7 +228,7 @@ LOSSES: dict[str, Spec] = {
         lambda given: metric.pairs_of_classes(
             given.z, given.labels, images=given.images, **given.settings
         ),
-        {"l2": 0.0},
+        {"l2": 0.0, "normalized": False},
         memory=False,
     ),
     "proxy_nca": Spec(
@@ -253,5 +254,5 @@ CHOICES = {
     "learn_beta": ("no", "one", "class"),
     "denominator": ("all", "others"),
 }
-ABOVE_ZERO = ("temperature", "alpha", "scale", "bins")
-"""Settings that must be above 0."""
+FUNCTIONS = {"margin": "margin_loss", "nt_xent": "nt_xent_pairs"}
+"""Loss -> its name in `jaxcl.losses`, where that is another."""

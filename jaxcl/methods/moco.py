@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from jaxcl import losses
 from jaxcl.methods.base import Apply, LossOut, PyTree
-from jaxcl.methods.memory import FILLS, Bank, Queue
+from jaxcl.methods.memory import CROWDED, FILLS, Bank, Queue, crowded
 from jaxcl.methods.momentum import MomentumEncoder
 from jaxcl.models import HeadOn, HeadSpec
 from jaxcl.views import Views
@@ -46,15 +46,13 @@ _SETTINGS = {
 """What each mechanism reads."""
 _OPTIONAL = set().union(*_SETTINGS.values())
 
-CROWDED = 0.25
-"""From this share of own keys or rows on a dictionary is called too large for its data."""
-
 
 @dataclasses.dataclass(frozen=True)
 class MoCo(MomentumEncoder):
     """MoCo, versions 1 to 3.
 
-    Its views are two without shared parameters, or one for "memory_bank". Its settings are those of `MomentumEncoder`, and
+    Its views are two, which may share parameters (a rotation, say), or one for "memory_bank". Its settings are those of
+    `MomentumEncoder`, and
 
     Attributes:
       examples: images of the training data.
@@ -172,20 +170,14 @@ class MoCo(MomentumEncoder):
     def _crowded(self) -> tuple[str, ...]:
         if not self.examples:
             return ()
-        size = f"method.queue_size={self.queue_size}"
         if self.mechanism == "queue":
-            share = self.queue_size / len(self.directions) / self.examples
-            if share >= CROWDED:
-                return (
-                    f"{size}: the queue holds keys of {min(share, 1):.0%} of the {self.examples:,} images (MoCo's: 5 to 8 %), and"
-                    " queries meet older keys of their own image as negatives; a smaller queue avoids it",
-                )
+            return crowded(self.queue_size, self.examples, len(self.directions))
         if self.mechanism == "memory_bank":
             share = 1 - (1 - 1 / self.examples) ** self.queue_size
             if share >= CROWDED:
                 return (
-                    f"{size}: {share:.0%} of the queries find their own row among those drawn from {self.examples:,} as negatives;"
-                    " a smaller number avoids it",
+                    f"method.queue_size={self.queue_size}: {share:.0%} of the queries find their own row among those drawn from"
+                    f" {self.examples:,} as negatives; a smaller number avoids it",
                 )
         return ()
 
@@ -309,9 +301,13 @@ class MoCo(MomentumEncoder):
 
 
 def dictionary_metrics(age: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-    """The mean age of the negatives in updates, and the share of slots that hold one; age i32[K], valid bool[K]."""
-    count = jnp.sum(valid)
-    total = jnp.sum(jnp.where(valid, age, 0))
+    """The mean age of the keys in updates, and the share of slots that hold one; age i32[K], valid bool[K].
+
+    Random directions (fill="noise") have age 0 and are no keys: they are negatives, but nothing that the encoder has made.
+    """
+    keys = valid & (age > 0)
+    count = jnp.sum(keys)
+    total = jnp.sum(jnp.where(keys, age, 0))
     return {
         "key_age": total / jnp.maximum(count, 1).astype(jnp.float32),
         "dictionary_filled": count / len(valid),

@@ -271,7 +271,8 @@ class Similarity:
         (_, heads), batch_stats = apply(params, batch_stats, images, True, key)
         spaces = {head: layers[-1].reshape(b, v, -1) for head, layers in heads.items()}
         if self.target == "tree":
-            found = [self._all_pairs(params["method"], spaces["projection"], batch["label"])]
+            given = params["method"], spaces["projection"], batch["label"], batch["index"]
+            found = [self._all_pairs(*given)]
         else:
             found = [
                 self._table_pairs(
@@ -298,8 +299,10 @@ class Similarity:
             jax.lax.stop_gradient(z),
         )
 
-    def _all_pairs(self, params: PyTree, z: jax.Array, labels: jax.Array) -> PyTree:
-        """The sums of each row of all views against all others."""
+    def _all_pairs(
+        self, params: PyTree, z: jax.Array, labels: jax.Array, images: jax.Array
+    ) -> PyTree:
+        """The sums of each row of all views against all others; an image that the batch has twice, `images` i32[B], is one."""
         b, v, width = z.shape
         if not labels.shape[1]:
             raise ValueError(
@@ -310,7 +313,7 @@ class Similarity:
         everyone = {
             "z": z.reshape(b * v, width),
             "label": jnp.repeat(labels, v, axis=0),
-            "image": jnp.repeat(jnp.arange(b, dtype=jnp.int32), v),
+            "image": jnp.repeat(images, v),
             "row": jnp.arange(b * v, dtype=jnp.int32),
         }
 

@@ -2,8 +2,8 @@
 
 SimCLR's pipeline with labels: views of every image -> encoder f -> h -> projection head g -> z, and the images of a class are
 drawn together and away from all others. It is the first of two stages. The second is a linear classifier on h of the frozen
-encoder: `python -m jaxcl.probe --eval=sgd --recipe=supcon` on the checkpoint. The joint probe is such a classifier trained beside
-the encoder in the first stage, behind a stop-gradient (`--eval=classifier` scores it).
+encoder: `python -m jaxcl.probe --eval=sgd --recipe=supcon` (on ImageNet `supcon_imagenet`) on the checkpoint. The joint probe is
+such a classifier trained beside the encoder in the first stage, behind a stop-gradient (`--eval=classifier` scores it).
 """
 
 import dataclasses

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from moco_network import MODES, moco
 
-from jaxcl.methods import SupCon, SupConMoCo, Supervised
+from jaxcl.methods import LooC, SupCon, SupConMoCo, Supervised
 from jaxcl.methods.labels import LabelLevels
+from jaxcl.views import ViewsConfig, build_program, presets
 
 LABELS = LabelLevels(("coarse", "fine"), (3, 3))
 LABELLED = {"features": 16, "labels": LABELS, "projection": moco_network.PROJECTION}
@@ -42,6 +43,8 @@ jax.distributed.shutdown()
 def methods():
     """Every mechanism, and every BatchNorm of the keys: shuffled in the first, global in version 3."""
     views = moco().views
+    ops = {"order": ("flip", "gray"), "ops": {"flip": {}, "gray": {"prob": 0.5}}}
+    shared = build_program(ViewsConfig(**presets.leave_one_out(ops, {"colour": ("gray",)})))
     form = {"variant": "in", "denominator": "one_positive", "contrast": "one"}
     queue = {"bn": "ema", "bn_groups": 4, "levels": 2, "queue_size": 37}
     return {
@@ -49,6 +52,7 @@ def methods():
         "version 3": moco(**MODES["version 3"]),
         "end to end": moco(mechanism="end_to_end", bn="groups"),
         "memory bank": moco(**MODES["memory bank"]),
+        "looc": LooC(shared, **{**queue, "bn": "shuffle"}, projection=moco_network.PROJECTION),
         "supcon": SupCon(views, **LABELLED, **form),
         "supcon_moco": SupConMoCo(views, **queue, **LABELLED),
         "supervised": Supervised(views, LABELS, smoothing=0.1),

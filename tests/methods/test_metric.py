@@ -156,6 +156,28 @@ def test_settings_arrive():
             {"objective": "margin_contrastive", "mining": "pair_margin", "mining_pos_margin": 0.5},
             losses.margin_contrastive(z, ROWS, mining="pair_margin", mining_margins=(0.5, 0.8)),
         ),
+        (  # Batch-hard with a soft margin, as published: of rows as they are.
+            {"mining": "batch_hard", "smooth": True, "margin": 0.0, "normalized": False},
+            losses.triplet(z, ROWS, 0.0, "batch_hard", smooth=True, normalized=False),
+        ),
+        (
+            {"objective": "margin_contrastive", "distance": "l1", "normalized": False},
+            losses.margin_contrastive(z, ROWS, distance="l1", normalized=False),
+        ),
+        (
+            {"objective": "hadsell", "distance": "squared_l2", "normalized": False},
+            losses.hadsell(z, ROWS, distance="squared_l2", normalized=False),
+        ),
+        (
+            {"objective": "margin", "distance": "lp", "p": 3.0, "normalized": False},
+            losses.margin_loss(z, ROWS, distance=losses.distance("lp", 3.0), normalized=False),
+        ),
+        (
+            {"objective": "lifted_structure", "distance": "dot", "normalized": False},
+            losses.lifted_structure(z, ROWS, distance="dot", normalized=False),
+        ),
+        ({"objective": "n_pairs", "normalized": True}, losses.n_pairs(z, ROWS, normalized=True)),
+        ({"objective": "triplet", "normalized": True}, losses.triplet(z, ROWS)),
         (
             {"objective": "hadsell", "mining": "multi_similarity", "epsilon": 0.4},
             losses.hadsell(z, ROWS, mining="multi_similarity", epsilon=0.4),
@@ -165,6 +187,16 @@ def test_settings_arrive():
         np.testing.assert_allclose(
             outcome(method, with_own(params, method)).loss, expected, rtol=1e-6, err_msg=str(fields)
         )
+
+
+def test_the_length_of_rows_counts_where_they_are_not_normalised():
+    params = {**linear_params(1), "method": {}}
+    longer = {**params, "p": 3 * params["p"]}
+    for fields in ({}, {"objective": "margin_contrastive"}, {"objective": "lifted_structure"}):
+        for normalized in (None, False):
+            method = metric(normalized=normalized, **fields)
+            one, other = (float(outcome(method, p).loss) for p in (params, longer))
+            assert (abs(one - other) < 1e-5) == (normalized is None)
 
 
 def test_without_labels_every_image_is_a_class():
@@ -248,16 +280,20 @@ def test_a_collapse_is_told_in_words():
     assert "both views come from the same image" in message
 
 
-def test_proxies_at_the_network_s_rate_are_told():
+def test_proxies_and_borders_at_the_network_s_rate_are_told():
     for changes, told in (
-        ({"method.objective": "proxy_anchor"}, True),
-        ({"method.objective": "proxy_anchor", "optim.method_lr": 5.0}, False),
-        ({"method.objective": "triplet"}, False),
+        ({"method.objective": "proxy_anchor"}, "proxies"),
+        ({"method.objective": "proxy_anchor", "optim.method_lr": 5.0}, ""),
+        ({"method.objective": "margin", "method.learn_beta": "one"}, "borders"),
+        ({"method.objective": "margin", "method.learn_beta": "class"}, "borders"),
+        ({"method.objective": "margin", "method.learn_beta": "one", "optim.method_lr": 5.0}, ""),
+        ({"method.objective": "margin"}, ""),
+        ({"method.objective": "triplet"}, ""),
     ):
         made = config("metric", **changes).for_labels(TREE)
         said = [line for line in train.notes(made, made.build_method()) if "method_lr" in line]
-        assert bool(said) == told
-        assert not told or "the proxies learn at the network's rate" in said[0]
+        assert bool(said) == bool(told)
+        assert not told or f"the {told} learn at the network's rate" in said[0]
 
 
 def test_nothing_to_mine_is_0_and_counted():
@@ -425,6 +461,29 @@ def test_an_image_of_the_batch_is_not_met_in_the_memory(views):
         ({"mining": "distance_weighted", "distance": "l1"}, r"mining='distance_weighted': expected 'l2'"),
         ({"objective": "multi_similarity", "epsilon": 0.2}, r"method.epsilon=0.2 does nothing without mining"),
         ({"objective": "nt_xent", "temperature": 0.0}, r"method.temperature=0.0: expected a number above 0"),
+        ({"objective": "multi_similarity", "beta": 0.0}, r"method.beta=0.0: expected a number above 0"),
+        ({"objective": "multi_similarity", "beta": -5.0}, r"method.beta=-5.0: expected a number above 0"),
+        (
+            {"objective": "multi_similarity", "mining": "multi_similarity", "epsilon": -0.5},
+            r"method.epsilon=-0.5: expected a number from 0 on",
+        ),
+        ({"margin": -1.0}, r"method.margin=-1.0: expected a number from 0 on"),
+        ({"margin": float("nan")}, r"method.margin=nan: expected a number from 0 on"),
+        ({"objective": "margin", "margin": -1.0}, r"method.margin=-1.0: expected a number from 0 on"),
+        ({"objective": "margin", "learn_beta": "one", "nu": -1.0}, r"method.nu=-1.0: expected a number from 0 on"),
+        ({"objective": "hadsell", "margin": 0.0}, r"method.margin=0.0: expected a number above 0"),
+        ({"objective": "margin_contrastive", "neg_margin": -1.0}, r"method.neg_margin=-1.0: expected a number from 0 on"),
+        ({"objective": "margin_contrastive", "neg_margin": 0.0}, r"method.neg_margin=0: there are no negatives nearer than that"),
+        ({"objective": "n_pairs", "l2": -1.0}, r"method.l2=-1.0: expected a number from 0 on"),
+        ({"objective": "arcface", "margin": -30.0}, r"method.margin=-30.0: expected a number from 0 on"),
+        ({"objective": "nca", "normalized": False}, r"method.normalized=False does nothing in the loss 'nca', which has scale"),
+        ({"objective": "circle", "normalized": False}, r"method.normalized=False does nothing in the loss 'circle'"),
+        ({"distance": "cosine", "normalized": False}, r"method.normalized=False does nothing with distance='cosine'"),
+        (
+            {"mining": "distance_weighted", "normalized": False},
+            r"method.normalized=False with mining='distance_weighted', which goes by the distances of points on a sphere",
+        ),
+        ({"memory_size": 8, "normalized": False}, r"method.memory_size=8 with normalized=False: the memory keeps rows of"),
         ({"p": 3.0}, r"method.p=3.0 does nothing without distance='lp'"),
         ({"distance": "lp", "p": 0.5}, r"p=0.5: expected a number from 1 on"),
         (
@@ -470,6 +529,8 @@ def test_mining_that_leaves_something_is_not_refused():
     metric(objective="margin", mining="easy")
     metric(objective="margin_contrastive", mining="hard", pos_margin=0.2)
     metric(objective="margin_contrastive", mining="hard", distance="dot", pos_margin=-0.9)
+    metric(objective="margin_contrastive", distance="dot", pos_margin=-1.0, neg_margin=-0.2)
+    metric(objective="circle", margin=-0.1)
     metric(objective="margin", learn_beta="one", nu=0.1)
     metric(objective="margin_contrastive", mining="pair_margin")
     metric(

@@ -1,6 +1,7 @@
 """MoCo step by step against NumPy: look-up, queue, key encoder, and the mechanisms that it is compared with."""
 
 import collections
+import dataclasses
 import math
 
 import jax
@@ -314,7 +315,7 @@ def test_what_is_logged():
     np.testing.assert_allclose([row["key_age"] for row in rows], [0, 1, (32 + 10) / 37], rtol=1e-6)
     filled = [row["dictionary_filled"] for row in rows]
     np.testing.assert_allclose(filled, [0, 32 / 37, 1], rtol=1e-6)
-    assert rows[0]["loss"] == 0
+    assert rows[0]["loss"] == rows[0]["contrastive_top1"] == rows[0]["contrastive_top5"] == 0
     assert rows[2]["loss"] > 0
     assert {"positive_cosine", "negative_cosine", "same_class_negatives"} < set(rows[2])
     labels = np.concatenate([np.repeat(batch["label"], 2, axis=0) for batch in batches(3)])[-37:]
@@ -322,11 +323,53 @@ def test_what_is_logged():
     np.testing.assert_array_equal(np.asarray(state.extra["queue"].labels)[order], labels)
 
 
-def test_the_loss_of_equal_embeddings():
-    assert moco(queue_size=100).trivial_loss(8) == pytest.approx(math.log(101))
-    assert moco(symmetric=True, queue_size=100).trivial_loss(8) == pytest.approx(2 * math.log(101))
-    version_3 = moco(**MODES["version 3"])
-    assert version_3.trivial_loss(8) == pytest.approx(2 * 2 * 0.2 * math.log(8))
+def test_noise_is_no_key_in_what_is_logged():
+    """Of 37 slots a step fills 16: random directions are negatives from the first step on, but neither filled nor of any age."""
+    rows, _ = Run.of(moco(fill="noise")).go(4)
+    assert rows[0]["loss"] > 0
+    ages = [0, 1, (16 + 32) / 32, (16 + 32 + 5 * 3) / 37]
+    np.testing.assert_allclose([row["key_age"] for row in rows], ages, rtol=1e-6)
+    filled = [row["dictionary_filled"] for row in rows]
+    np.testing.assert_allclose(filled, [0, 16 / 37, 32 / 37, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("queue, groups", {}),
+        ("queue, groups", {"symmetric": True, "scale": 3.0}),
+        ("end to end", {"bn": "groups"}),
+        ("memory bank", {}),
+        ("version 3", {"prediction": HeadSpec(layers=())}),
+    ],
+)
+def test_the_trivial_loss_is_that_of_embeddings_that_are_all_equal(name, changes):
+    """As a collapsed network has it, whose dictionary is full of its one direction."""
+    method = moco(**MODES[name] | {"projection": WIDE} | changes)
+    rng = np.random.default_rng(0)
+    params = network(rng)
+    stats = {"backbone": {"passes": jnp.zeros((), jnp.int32)}}
+    extra = method.init_extra({"params": params, "batch_stats": stats}, jax.random.key(0))
+    image = rng.normal(size=(2, 2, 3))
+    z = unit(image.ravel() @ np.asarray(params["backbone"]["w"]))
+
+    def full(held, rows):
+        filled = {
+            rows: jnp.broadcast_to(jnp.asarray(z, jnp.float32), getattr(held, rows).shape),
+            "valid": jnp.ones_like(held.valid),
+        }
+        return dataclasses.replace(held, **filled)
+
+    if "queue" in extra:
+        extra = {**extra, "queue": full(extra["queue"], "keys")}
+    if "bank" in extra:
+        extra = {"bank": full(extra["bank"], "rows")}
+    images = jnp.broadcast_to(jnp.asarray(image), (6, len(method.views.views), 2, 2, 3))
+    batch = {"label": np.zeros((6, 2), np.int32), "index": np.arange(6, dtype=np.int32)}
+    out = method.loss(apply, params, stats, extra, batch, Views(images, {}), jax.random.key(0))
+    assert out.loss > 1
+    np.testing.assert_allclose(method.trivial_loss(6), out.loss, rtol=1e-5)
+    assert out.metrics["contrastive_top1"] == 0
 
 
 def test_the_momentum_rises_along_a_cosine():

@@ -32,7 +32,9 @@ def follow(size, pushes, rng):
         np.testing.assert_array_equal(np.asarray(queue.labels)[held], [o[1] for o in oracle])
         age = [step + 1 - o[2] for o in oracle]
         np.testing.assert_array_equal(np.asarray(queue.age)[held], age)
-        assert not np.asarray(queue.keys)[~np.asarray(queue.valid)].any()
+        empty = ~np.asarray(queue.valid)
+        assert not np.asarray(queue.keys)[empty].any()
+        assert not np.asarray(queue.age)[empty].any()
 
 
 @pytest.mark.parametrize(("size", "rows"), [(12, 4), (7, 7), (5, 12), (1, 4), (16, 1)])
@@ -55,7 +57,7 @@ def test_noise_counts_from_the_start():
     assert len(np.unique(np.asarray(queue.keys).round(4), axis=0)) == 9
     after = jax.jit(Queue.push)(queue, jnp.ones((2, 4)), jnp.zeros((2, 1), jnp.int32))
     np.testing.assert_array_equal(after.keys[2:], queue.keys[2:])
-    np.testing.assert_array_equal(after.age, [1, 1] + [1] * 7)
+    np.testing.assert_array_equal(after.age, [1, 1] + [0] * 7)
     np.testing.assert_array_equal(after.labels[:, 0], [0, 0] + [-1] * 7)
 
 
@@ -86,7 +88,7 @@ def test_three_updates_of_a_bank():
         z = unit(rng.normal(size=(3, 4)))
         bank = update(bank, np.asarray(index, np.int32), np.asarray(z, np.float32), 0.25)
         before = rows.copy(), valid.copy()
-        age += 1
+        age[valid] += 1
         for i, new in zip(index, z, strict=True):
             rows[i] = unit(0.25 * before[0][i] + 0.75 * new) if before[1][i] else new
             valid[i], age[i] = True, 1

@@ -1,21 +1,16 @@
 """SimCLR: its loss, its head, and that it learns."""
 
-import collections
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short_run import accuracies
 
-from jaxcl import config as config_lib
-from jaxcl import study, train
 from jaxcl.methods import SimCLR
 from jaxcl.models import HeadSpec
 from jaxcl.views import Views, ViewsConfig, build_program, presets
-
-QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 
 
 def simclr(views=2, **fields):
@@ -98,19 +93,6 @@ def test_one_view_is_refused():
         simclr(views=1)
 
 
-def quickstart(root, arg, **evaluation):
-    """kNN accuracies of the quickstart in 300 steps of 64 images: features -> {level: accuracy}."""
-    c = study.shortened(config_lib.load(f"{QUICKSTART}{arg}"), 300)
-    c.batch_size = 64
-    c.run.report, c.run.keep_best, c.mesh.compile_cache = False, False, ""
-    c.evaluation.linear = False
-    c.evaluation.update(evaluation)
-    found = collections.defaultdict(dict)
-    for row in train.train(config_lib.from_dict(c), str(root))["rows"]:
-        found[row["features"]][row["level"]] = row["accuracy"]
-    return found
-
-
 @pytest.mark.slow
 def test_it_learns_and_from_its_augmentations(tmp_path):
     """Above the untrained encoder, and above the control, whose two views are the same image.
@@ -118,8 +100,10 @@ def test_it_learns_and_from_its_augmentations(tmp_path):
     The first margins were 10 to 15 points (three runs, two seeds). The second were 3.2, 3.8 and 3.9 at the finer level; at the
     coarser one 1.4 to 7.1, which is too wide to be asked for after so few steps.
     """
-    found = quickstart(tmp_path / "simclr", "")
-    control = quickstart(tmp_path / "identity", ":identity", baselines=False)
+    found = accuracies(tmp_path / "simclr", "quickstart", 300)
+    control = accuracies(
+        tmp_path / "identity", "quickstart:identity", 300, {"evaluation.baselines": False}
+    )
     trained, same = found["trained encoder"], control["trained encoder"]
     assert sorted(trained) == ["category", "subcategory"]
     for level, accuracy in trained.items():

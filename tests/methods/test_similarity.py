@@ -56,8 +56,9 @@ def params_of(made, seed=0):
     return params | {"method": own}
 
 
-def loss_of(made, params, labels=LABELS, **columns):
-    batch = {"label": jnp.asarray(labels, jnp.int32), "index": jnp.arange(BATCH)}
+def loss_of(made, params, labels=LABELS, index=None, **columns):
+    index = jnp.arange(BATCH) if index is None else jnp.asarray(index, jnp.int32)
+    batch = {"label": jnp.asarray(labels, jnp.int32), "index": index}
     batch |= {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
 
     @jax.jit
@@ -134,17 +135,18 @@ def test_learned_scorers_start_as_what_is_known():
 # The loss
 
 
-def by_loops(made, params, labels):
+def by_loops(made, params, labels, index=None):
     """The loss of the batch's views, pair by pair."""
     z = embeddings(params).reshape(2 * BATCH, -1)
     image = np.repeat(np.arange(BATCH), 2)
+    number = image if index is None else np.repeat(index, 2)
     n, own = len(z), params["method"]
     scores = np.array([[score(made.scorer, own["scorer"], a, b) for b in z] for a in z])
     target = np.full((n, n), np.nan)
     for i, j in itertools.product(range(n), repeat=2):
         a, b = labels[image[i]], labels[image[j]]
         depth = sum(bool(a[k] == b[k] >= 0) for k in range(2))
-        if i != j and image[i] == image[j]:
+        if i != j and number[i] == number[j]:
             target[i, j] = 1
         elif i != j and min(a[0], b[0]) >= 0:
             target[i, j] = depth / 2
@@ -201,6 +203,17 @@ def test_the_loss_equals_loops(mode, objective):
         out = loss_of(made, params)
         np.testing.assert_allclose(out.loss, by_loops(made, params, LABELS), rtol=2e-4)
         assert out.loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("mode", ["regression", "ranking"])
+def test_an_image_that_a_batch_has_twice_is_like_itself(mode):
+    """Whatever of its labels is known: without the number of the image it would agree with itself at the known levels alone."""
+    made = method(mode=mode, balanced=False) if mode == "regression" else method(mode=mode)
+    params = params_of(made)
+    labels, index = LABELS[[0, 1, 4, 3, 4, 5]], [0, 1, 4, 3, 4, 5]
+    found = loss_of(made, params, labels, index).loss
+    np.testing.assert_allclose(found, by_loops(made, params, labels, index), rtol=2e-4)
+    assert abs(found - by_loops(made, params, labels)) > 1e-3
 
 
 @modes
@@ -810,13 +823,18 @@ def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
         (own, *_) = probe.probe(dataclasses.replace(options, layer="z:near"))["rows"]
         assert own["features"] == probe.TRAINED
     # z is scored by the scorer and the calibration of the checkpoint.
-    options = dataclasses.replace(options, layer=f"z:{respects[-1] if respects else 'projection'}")
+    options = dataclasses.replace(
+        options,
+        layer=f"z:{respects[-1] if respects else 'projection'}",
+        evaluations=("similarity", "retrieval"),
+    )
     rows = probe.probe(options)["rows"]
     found = {(r["method"], r["level"]): r["accuracy"] for r in rows}
     checkpointed, _ = checkpoint.restore_part(str(tmp_path / "run"), {"params/method": None})
     own = checkpointed["params/method"]
     spaces = probe.Spaces.open(str(tmp_path / "run"))
-    z = spaces.features(spaces.batches("test"))[options.layer].h
+    features = spaces.features(spaces.batches("test"))[options.layer]
+    z = features.h
     listed = data.load_pairs(made.data, "test", data.load(made.data, "test"))
     listed = listed.by_respect[respects[-1] if respects else ""]
     own = own[respects[-1]] if respects else own
@@ -830,6 +848,19 @@ def test_a_run_on_a_table_of_pairs(respects, tmp_path, monkeypatch):
     told = float(np.mean((np.asarray(logits) > 0) == (listed.similarity > 0.5)))
     assert found["scorer/accuracy", level] == pytest.approx(told, abs=1e-5)
     assert ("scorer/spearman", "all") in found or respects
+    ranked = {
+        level: value for (method, level), value in found.items() if method == "scorer/recall@1"
+    }
+    # Of one respect of several the levels are not.
+    (by_label,) = [name for name in ranked if not name.startswith("pairs")] or [None]
+    assert (by_label is None) == bool(respects)
+    if by_label:
+        every = -np.abs(z[:, None] - z).sum(2)
+        np.fill_diagonal(every, -np.inf)
+        same = (features.labels[:, None] == features.labels).all(2)
+        np.fill_diagonal(same, False)
+        hits = same[np.arange(len(z)), every.argmax(1)][same.any(1)]
+        assert ranked[by_label] == pytest.approx(hits.mean(), abs=1e-6)
 
     table("train.csv", "train", 50)
     with pytest.raises(train.RunError, match="content_id"):

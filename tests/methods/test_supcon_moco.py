@@ -13,6 +13,7 @@ from jaxcl import checkpoint
 from jaxcl import config as config_lib
 from jaxcl.methods import MoCo, SupConMoCo
 from jaxcl.methods.labels import LabelLevels
+from jaxcl.views import Views
 
 LABELS = np.array([[0, 0], [0, 1], [0, 0], [1, 2], [1, -1], [1, 2]])
 
@@ -204,6 +205,31 @@ def test_a_run_that_is_resumed_in_mid_queue_is_bit_equal(tmp_path):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_the_trivial_loss_is_that_of_embeddings_that_are_all_equal(in_batch):
+    """With a queue full of the one direction; whichever of its keys are positives."""
+    method = supcon_moco(probe=False, in_batch=in_batch, symmetric=True, base_temperature=0.1)
+    rng = np.random.default_rng(0)
+    params = {
+        "backbone": jnp.asarray(rng.normal(size=(12, 5)), jnp.float32),
+        "head_projection": jnp.asarray(rng.normal(size=(5, 5)), jnp.float32),
+    }
+    extra = method.init_extra({"params": params, "batch_stats": {}}, jax.random.key(0))
+    image = rng.normal(size=(2, 2, 3)).astype(np.float32)
+    z = unit(image.ravel() @ np.asarray(params["backbone"]) @ np.asarray(params["head_projection"]))
+    full = dataclasses.replace(
+        extra["queue"],
+        keys=jnp.tile(z, (10, 1)),
+        labels=jnp.asarray(rng.integers(-1, 3, (10, 2)), jnp.int32),
+        valid=jnp.ones(10, bool),
+    )
+    batch = {"label": jnp.asarray(LABELS, jnp.int32), "index": jnp.arange(BATCH)}
+    views = Views(jnp.tile(image, (BATCH, 2, 1, 1, 1)), {})
+    out = method.loss(apply, params, {}, {**extra, "queue": full}, batch, views, jax.random.key(0))
+    assert out.loss > 1
+    np.testing.assert_allclose(method.trivial_loss(BATCH), out.loss, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_named():

@@ -103,6 +103,33 @@ def test_a_key_is_made_again_of_the_querys_factor_and_its_own_other_draws():
         np.testing.assert_array_equal(differs, expected, err_msg=f"{op}.{field}")
 
 
+def test_every_field_of_a_keys_record_is_in_its_image():
+    """Of each key, also of what it does not share: made again in a second jit, and with one field changed it is another."""
+    program = program_of()
+    images = batch()
+    made = jax.jit(program)(keys(8), images)
+    drawn = made.drawn
+    fields = [(op, field) for op, params in drawn.items() for field in params]
+    assert {"crop", "flip", "blur", *(op for ops in OPS.values() for op in ops)} == set(drawn)
+    again = jax.jit(jax.vmap(program.apply))
+    np.testing.assert_array_equal(again(images, drawn), made.images)
+    amounts = {"angle": 90.0, "box": 2.0, "sigma": 1.0}
+    for op, field in fields:
+        for view in range(1, 5):
+            values = drawn[op][field]
+            amount = jnp.asarray(amounts.get(field, 0.2))
+            other = values.at[:, view].set(mutated(values[:, view], amount))
+            found = np.asarray(again(images, drawn | {op: {**drawn[op], field: other}}))
+            differs = (found != np.asarray(made.images)).any((2, 3, 4))
+            assert not np.delete(differs, view, 1).any(), (op, field, view)
+            # Where the coin is off, what the op would have done is in no image.
+            on = np.ones(8, bool) if field == "on" else np.asarray(drawn[op]["on"])[:, view]
+            assert not differs[~on, view].any(), (op, field, view)
+            # An op that is turned on or off may do nothing: a rotation by 0, say.
+            share = differs[on, view].mean()
+            assert share > 0.5 if field == "on" else share == 1, (op, field, view)
+
+
 def test_views_of_crops_from_the_host_are_made_again_of_their_record():
     """Bit for bit, as the flagship config makes them; a mutated field, or another crop, is another image."""
     program = program_of(shared=("color", "rotate"))
