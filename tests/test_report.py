@@ -326,6 +326,13 @@ def test_results_with_gaps_spreads_and_another_reference():
     assert re.findall(r'<li class="(\w+)"', markup) == ["bad", "bad"]
 
 
+def test_results_leave_out_what_would_make_them_twice_as_long():
+    found = {"features": "trained", "method": "unseen/retrieval/found@10", "level": "kind"}
+    shown = body(report.Results([*results(), {**found, "accuracy": 0.1}]))
+    assert shown == body(report.Results(results()))
+    assert body(report.Results([{**found, "accuracy": 0.1}])) == ""
+
+
 def test_confusion_counts():
     truth = np.array([0, 0, 0, 1, 1, -1, 2])
     predicted = np.array([0, 1, 1, 1, 0, 0, -1])
@@ -598,6 +605,19 @@ def test_each_kind_of_metric_has_its_panel():
     assert "Dashed: 6.93" in markup
     assert "knn/kind" in markup
     assert markup.count("<svg") == 4
+
+
+def test_the_heads_of_looc_have_a_panel_and_their_losses_are_in_that_of_the_loss():
+    names = ("own_key_top1_rotate", "own_key_margin_rotate", "own_key_top1_jitter+gray")
+    losses = ("loss", "loss_invariant", "loss_rotate", "loss_jitter+gray")
+    rows = [
+        {"step": s, "time": 1.0 * s} | dict.fromkeys(names + losses, s / 7) for s in range(1, 5)
+    ]
+    markup = body(report.Curves(rows))
+    assert cells(markup, "figcaption") == ["Loss", "Telling the factors"]
+    labels = re.findall(r'aria-label="([^"]*)"', markup)
+    assert [set(label.split(", ")) for label in labels] == [set(losses), set(names)]
+    assert "1/(n + 1)" in markup
 
 
 def test_svg_takes_its_colours_from_the_page():

@@ -27,7 +27,7 @@ from jaxcl.data import pipeline
 from jaxcl.report import figures
 from jaxcl.study import Cell, Contrast, Heat, Line, Metric, Study, StudyError, Verdict, cells
 from jaxcl.study import __main__ as command
-from jaxcl.study.results import as_json, collect
+from jaxcl.study.results import as_json, budget, collect
 from jaxcl.views import build_program, presets
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,6 +102,28 @@ def test_verdicts():
     assert study.compare({0: 0.6}, [{0: 0.5}]).verdict is Verdict.ONE_SEED
     assert study.compare({0: 0.6}, [{1: 0.5}]).verdict is Verdict.MISSING
     assert study.compare({0: 0.6}, []).verdict is Verdict.MISSING
+
+
+def test_what_is_expected_to_be_level_may_be_a_little_below():
+    """The same differences about -0.01: nothing or the opposite by themselves, level within 0.03, not within 0.005."""
+    lower, higher = {0: 0.5, 1: 0.6, 2: 0.4}, {0: 0.489, 1: 0.591, 2: 0.39}
+    assert study.compare(higher, [lower]).verdict is Verdict.OPPOSITE
+    assert study.compare(higher, [lower], 0.03).verdict is Verdict.HOLDS
+    assert study.compare(higher, [lower], 0.005).verdict is Verdict.OPPOSITE
+    assert study.compare(higher, [lower], 0.01).verdict is Verdict.WITHIN
+
+
+def test_a_tolerance_is_said(fake_training, tmp_path):
+    """The fake cells differ by far more than a hundredth."""
+    level = Contrast("b", "a", "knn/class", tolerance=0.01)
+    run(make(contrasts=[level, Contrast("a", "b", "knn/class")]), tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "| b not more than 1.0 below a: " in text
+    assert "| a above b: " in text
+    assert "the threshold is not 0 but what is allowed to be lost" in text
+    assert "not more than 1.0 below" in (tmp_path / "study.html").read_text()
+    with pytest.raises(StudyError, match=r"contrast of 'b' has tolerance=-1: expected 0 or more"):
+        make(contrasts=[dataclasses.replace(level, tolerance=-1.0)])
 
 
 def test_of_several_the_best_of_each_seed_counts():
@@ -449,7 +471,11 @@ def test_a_stopped_study_goes_on(how, fake, tmp_path):
     assert stored["unfinished"] == ["a, seed 1", "b, seed 1"]
     result, _ = run(made, tmp_path)
     assert fake.calls[3:] == [(0.1, 1), (0.2, 1)]
-    assert result.row("a").resumed == (1,)
+    row = result.row("a")
+    assert row.resumed == (1,)
+    assert all(set(per) == {0, 1} for per in row.values.values())
+    assert set(row.seconds) == {0}, "what a resumed run took in all is not known"
+    assert "; 1 interrupted and resumed, their time not counted" in budget(result)
 
 
 def test_a_changed_cell_is_refused_and_its_keys_are_named(fake, tmp_path):

@@ -5,13 +5,16 @@
 Named beforehand, to hold beyond the spread of five seeds: HiMulConE is above SupCon of the finest level when categories of codes that
 training has not seen are retrieved, both on the same batches of relatives (`supcon-code-relatives`), so that the loss alone differs.
 `himulcone-uniform` and `supcon-code` are the same two on uniform batches.
+
+The length was chosen on the validation codes, one seed: there the difference is 0.7 points of MAP@R after 120 steps and 1.3 after
+400.
 """
 
 from pathlib import Path
 
 from jaxcl import config, study
 
-STEPS = 120
+STEPS = 300
 LEVELS = ("category", "subcategory", "code")
 KS = (1, 10, 20, 30, 40, 50)
 SEEN = study.Probe(
@@ -53,6 +56,7 @@ def get_study() -> study.Study:
         study.Cell("himulcone-uniform", {"method": tree}),
         study.Cell("supcon-code-relatives", {"method": {**supcon, "level": "code"}, **relatives}),
     ]
+    others = tuple(cell.name for cell in cells[:7])
     claim = "the claim that learning all levels helps retrieval of unseen classes"
     small = (
         "the claim that retrieval gains most at small k: its gain at k = 1 is above that at k = 50"
@@ -66,7 +70,7 @@ def get_study() -> study.Study:
             *(study.Metric(f"retrieval/map@r/{level}", f"MAP@R, {level}") for level in LEVELS),
             *(
                 study.Metric(f"retrieval/recall@{k}/{level}", f"recall@{k}, {level}")
-                for level in LEVELS[:2]
+                for level in LEVELS
                 for k in KS
             ),
             *(
@@ -83,6 +87,7 @@ def get_study() -> study.Study:
                 for level in LEVELS
             ),
             study.Metric("hierarchy/violations/all", "pairs that violate the hierarchy"),
+            study.Metric("hierarchy/precision@10/all", "hierarchical precision@10"),
             *(
                 study.Metric(f"seen/retrieval/{what}/{level}", f"{name}, {level}, seen codes")
                 for what, name in (
@@ -115,6 +120,26 @@ def get_study() -> study.Study:
             ),
             study.Contrast(
                 "himulcone-uniform", "supcon-code", "retrieval/map@r/category", paper=claim
+            ),
+            study.Contrast(
+                "himulcone",
+                "supcon-code",
+                "retrieval/map@r/category",
+                paper=f"{claim}; each with the batches of its paper",
+            ),
+            *(
+                study.Contrast(
+                    variant,
+                    others,
+                    metric,
+                    paper=f"the claim that it is above SimCLR, cross-entropy and SupCon in {what} of unseen classes",
+                )
+                for variant in ("himulcon", "hicone", "himulcone")
+                for metric, what in (
+                    ("linear/subcategory", "classification"),
+                    ("retrieval/map@r/subcategory", "retrieval"),
+                    ("clustering/nmi/subcategory", "clustering"),
+                )
             ),
             *(
                 study.Contrast(
@@ -152,7 +177,7 @@ def get_study() -> study.Study:
         paper="On DeepFashion, ModelNet40, ImageNet and iNaturalist all three losses are above SimCLR, cross-entropy and SupCon on"
         " classes that training has not seen, in classification, retrieval (by sub-category, most at small k) and clustering.",
         differs="Emoji of 32 px, ResNet-18 of a quarter of the width trained from its beginning (the paper's from ImageNet, layers"
-        " 3 and 4 only), 120 steps of 128 images. Unseen are codes, not categories; a leaf has two members, the drawings of a"
+        f" 3 and 4 only), {STEPS} steps of 128 images. Unseen are codes, not categories; a leaf has two members, the drawings of a"
         " code. The losses are those of the authors' code. SimCLR, cross-entropy and SupCon have uniform batches, as in their"
         " papers; himulcone-uniform has too, and supcon-code-relatives has the batches of the three losses. One head for all"
         " contrastive losses; tau 0.2 for SimCLR, 0.1 for the others. Retrieval is among the test images, each without itself."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcl import config, study
 
-STEPS = 120
+STEPS = 300
 LEVELS = {"level0": "script", "level1": "character"}
 KINDS = {"": "seen characters", "unseen/": "unseen characters"}
 
@@ -81,7 +81,7 @@ def get_study(arg: str = "glyphs") -> study.Study:
         paper="On DeepFashion, ModelNet40, ImageNet and iNaturalist all three losses are above SimCLR, cross-entropy and SupCon on"
         " seen and on unseen classes.",
         differs="Letters and digits of 32 px drawn in Noto's fonts. Two levels; the members of a leaf are fonts. ResNet-18 of a"
-        " quarter of the width trained from its beginning, 120 steps of 128 images. Seen characters are scored in families of"
+        f" quarter of the width trained from its beginning, {STEPS} steps of 128 images. Seen characters are scored in families of"
         " fonts that have no drawing of their script among the training images; a quarter of the characters is unseen, and scored"
         " in these families too: their classes are learned from the others. Retrieval is among the images that are scored, each"
         " without itself.",

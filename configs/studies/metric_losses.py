@@ -62,7 +62,9 @@ def get_study() -> study.Study:
             "optim.method_lr": own.optim.method_lr,
         }
         cells.append(study.Cell(text.replace(",", "-"), settings))
-    cells.append(study.Cell("margin-learned", {**cells[-1].settings, "method.learn_beta": "one"}))
+    learned = config.load(f"{EMOJI}:margin,distance_weighted,one")
+    settings = {"method.learn_beta": "one", "optim.method_lr": learned.optim.method_lr}
+    cells.append(study.Cell("margin-learned", {**cells[-1].settings, **settings}))
     for margin in POSITIVE_MARGINS:
         settings = {
             "method.objective": "margin_contrastive",
@@ -105,7 +107,17 @@ def get_study() -> study.Study:
             ),
             study.Contrast("nt_logistic-semihard", "nt_logistic", on_z, paper=mined, primary=True),
             study.Contrast(
-                "contrastive-memory", "contrastive-0", on_z, paper="Wang et al., CVPR 2020"
+                "contrastive-memory",
+                "contrastive-0",
+                on_z,
+                paper="Wang et al., CVPR 2020",
+                primary=True,
+            ),
+            study.Contrast(
+                "margin-learned",
+                "margin-distance_weighted",
+                on_z,
+                paper="Wu et al., section 4: a learned border",
             ),
             *(
                 study.Contrast(
@@ -118,7 +130,7 @@ def get_study() -> study.Study:
                 for margin in POSITIVE_MARGINS[1:]
             ),
             *(study.Contrast(name, study.FLOORS, on_z, primary=True) for name in names),
-            *(study.Contrast(name, "untrained encoder", clusters) for name in names),
+            *(study.Contrast(name, "untrained encoder", clusters, primary=True) for name in names),
         ],
         measures=[
             study.Probe("z", "z", ("retrieval",), levels=("code", "subcategory"), floors=True),

@@ -80,14 +80,18 @@ class Descent(Networks):
                 self.recipe(self.at_lr(paper.over(epochs)), epochs),
                 batch_size=self.options.batch_size or paper.batch_size,
                 init_std=paper.init_std,
+                normalize=paper.normalize,
+                smoothing=paper.smoothing,
             )
             self.say(name, "linear by SGD", level_name, share, recipe)
             method = with_share("sgd", share)
             with self.unless_it_fails(name, method, level_name):
                 trained = evaluators.linear_sgd(task, self.network, variables, recipe)
-                row = Row.of(name, level_name, trained.result, method)
                 named = {"recipe": self.options.recipe} if self.options.recipe in LINEAR else {}
-                rows.append(dataclasses.replace(row, settings=row.settings | named))
+                rows += [
+                    dataclasses.replace(row, settings=row.settings | named)
+                    for row in Row.with_top5(name, level_name, trained.result, method)
+                ]
         return rows
 
     def finetune(self, variables: PyTree, key: jax.Array) -> list[Row]:

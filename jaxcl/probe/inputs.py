@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from jaxcl import checkpoint, data
 from jaxcl import config as config_lib
 from jaxcl.config import Config
 from jaxcl.data import Source
+from jaxcl.data.command import setting_value
 from jaxcl.evaluators import LayerModel
 from jaxcl.losses import Scoring
 from jaxcl.methods.base import Method, scores_pairs, scoring
@@ -68,6 +68,7 @@ def probed_config(stored: Mapping[str, Any], data_flag: str, settings: Sequence[
     plain = json.loads(json.dumps(stored))
     if data_flag:
         plain["data"] = {
+            **dataclasses.asdict(data.DataConfig()),
             **{k: v for k, v in plain["data"].items() if k in KEPT_DATA_SETTINGS},
             **data.parse_source(data_flag),
         }
@@ -81,10 +82,7 @@ def probed_config(stored: Mapping[str, Any], data_flag: str, settings: Sequence[
             raise ProbeError(
                 f"--set={setting}: expected section.key=value, as in data.image_size=64"
             )
-        try:
-            section[last] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            section[last] = text
+        section[last] = setting_value(text, section.get(last))
     return config_lib.from_dict(plain)
 
 

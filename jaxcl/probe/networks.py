@@ -15,7 +15,7 @@ from jaxcl import data, evaluators
 from jaxcl import mesh as mesh_lib
 from jaxcl.config import Config
 from jaxcl.data import Source
-from jaxcl.evaluators import EXTRA, Alter, Features, LayerModel, Row
+from jaxcl.evaluators import EXTRA, TEST_ALONE, Alter, Features, LayerModel, Row
 from jaxcl.evaluators.base import Batches, Extractor
 from jaxcl.losses import Scoring
 from jaxcl.methods.base import similarity_by_depth
@@ -64,7 +64,13 @@ class Networks:
         """Everything that is read off the frozen network's features, or raw pixels (None)."""
         self.console.print(f"{name}: taking features ...")
         splits = self.splits
-        last, test = (self.features(variables, source) for source in (splits.last, splits.test))
+        test = self.features(variables, splits.test)
+        learned = {"knn", "linear", *EXTRA} - set(TEST_ALONE)
+        if not learned & set(self.options.evaluations):
+            # Nothing is learned, and the images to learn from are often most of all.
+            last = train = validation = test.take(np.zeros(0, int))
+            return self.others(name, variables, train, validation, last, test, details)
+        last = self.features(variables, splits.last)
         if splits.train is None or splits.validation is None:
             held = self.held_out(last)
             train, validation = last.take(~held), last.take(held)
@@ -78,13 +84,25 @@ class Networks:
                 rows += self.knn(name, level_name, level, train, validation, last, test, details)
             if "linear" in self.options.evaluations:
                 rows += self.linear(name, level_name, level, train, validation, last, test)
+        return rows + self.others(name, variables, train, validation, last, test, details)
+
+    def others(
+        self,
+        name: str,
+        variables: PyTree | None,
+        train: Features,
+        validation: Features,
+        last: Features,
+        test: Features,
+        details: dict[str, Any],
+    ) -> list[Row]:
+        """The rows of the evaluators beyond kNN and linear probes."""
         wanted = [e for e in self.options.evaluations if e in EXTRA]
-        if wanted:
-            self.console.print(f"{name}: {', '.join(wanted)} ...")
-            subject = self.subject(name, variables, train, validation, last, test)
-            found, record = subject.rows(wanted)
-            rows += found
-            details |= record
+        if not wanted:
+            return []
+        self.console.print(f"{name}: {', '.join(wanted)} ...")
+        rows, record = self.subject(name, variables, train, validation, last, test).rows(wanted)
+        details |= record
         return rows
 
     def knn(
@@ -141,7 +159,7 @@ class Networks:
         for share in self.options.labels:
             some = [self.few(features, level, share) for features in (train, validation, last)]
             result = evaluators.linear_probe(some[0], some[1], test, level, grid, refit=some[2])
-            rows.append(Row.of(name, level_name, result, with_share("linear", share)))
+            rows += Row.with_top5(name, level_name, result, with_share("linear", share))
         return rows
 
     def subject(

@@ -50,9 +50,9 @@ class Options:
       size: side of the images that the network is given; 0 for that of the run.
       baselines: also score raw pixels and the untrained encoder; see `pixel_view` for many large images.
       paper_grid: choose l2 among SimCLR's 45 values, not 9.
-      recipe: of sgd, one of `LINEAR`: "v1" (SimCLR), "moco", "moco_v3", "supcon", "looc" or "himulcone"; of finetune one of
-        `TUNING`: "v1" (Nesterov), "v2" (LARS) or "transfer", SimCLR's for other data (Nesterov, learning rate and weight decay
-        chosen on the validation images from a grid).
+      recipe: of sgd, one of `LINEAR`: "v1" (SimCLR), "moco", "moco_v3", "supcon" (on CIFAR), "supcon_imagenet", "looc" or
+        "himulcone"; of finetune one of `TUNING`: "v1" (Nesterov), "v2" (LARS) or "transfer", SimCLR's for other data (Nesterov,
+        learning rate and weight decay chosen on the validation images from a grid).
       epochs: of sgd and finetune; 0 for the recipe's: for SimCLR 90, and 60 (up to 2 % of the labels) or 30, and
         20,000 steps with the recipe "transfer", for each pair of its grid. Where a rate falls in steps, these move along.
       lr: base learning rate of sgd and finetune, for 256 images; 0: the recipe's. The control from scratch has its own.
@@ -214,9 +214,9 @@ def parse(argv: Sequence[str]) -> Options:
     switch("paper_grid", "choose l2 among SimCLR's 45 values instead of 9")
     flag(
         "recipe",
-        "of sgd: v1 (SimCLR), moco, moco_v3, supcon, looc or himulcone, each with its own learning rate, schedule, epochs and "
-        "augmentation; of finetune: v1 (Nesterov), v2 (LARS, usually with --layer=head:1), or transfer: 7 learning rates x 8 "
-        "weight decays, the best on the validation images",
+        "of sgd: v1 (SimCLR), moco, moco_v3, supcon (on CIFAR), supcon_imagenet, looc or himulcone, each with its own optimizer, "
+        "schedule, epochs and augmentation; of finetune: v1 (Nesterov), v2 (LARS, usually with --layer=head:1), or transfer: 7 "
+        "learning rates x 8 weight decays, the best on the validation images",
     )
     flag(
         "epochs",

@@ -15,12 +15,14 @@ class LinearRecipe:
     """A recipe; its epochs, batch size and learning rate can be replaced by others.
 
     Attributes:
-      optim: optimizer and schedule, which has no warm-up; `boundaries` are epochs of `epochs`.
+      optim: optimizer and schedule; `warmup_epochs` and `boundaries` are epochs of `epochs`.
       epochs: passes over the training images.
       batch_size: images at once. The rate of `optim` is for 256 and goes with the batch.
       smallest_crop: share of the image that the smallest random crop has, beside flips; 0: no augmentation, training images
         look as test images do.
       init_std: standard deviation of the classifier's first weights; 0: zeros.
+      normalize: the classifier stands on features of length 1.
+      smoothing: share of the target that is spread evenly over all classes.
     """
 
     optim: OptimConfig
@@ -28,11 +30,17 @@ class LinearRecipe:
     batch_size: int = 256
     smallest_crop: float = USUAL_CROP
     init_std: float = 0.0
+    normalize: bool = False
+    smoothing: float = 0.0
 
     def over(self, epochs: float) -> OptimConfig:
-        """Optimizer and schedule for another number of epochs: the rate falls at the same parts of the training."""
-        moved = tuple(b * epochs / self.epochs for b in self.optim.boundaries)
-        return dataclasses.replace(self.optim, boundaries=moved)
+        """Optimizer and schedule for another number of epochs: the rate rises and falls at the same parts of the training."""
+        factor = epochs / self.epochs
+        return dataclasses.replace(
+            self.optim,
+            warmup_epochs=self.optim.warmup_epochs * factor,
+            boundaries=tuple(b * factor for b in self.optim.boundaries),
+        )
 
 
 def _sgd(base_lr: float, steps: tuple[float, ...] = (), factor: float = 1.0) -> OptimConfig:
@@ -62,9 +70,31 @@ LINEAR = {
     ),
     # SupContrast, main_linear.py for CIFAR: rate 5 with a batch of 512; after its SimCLR 1.
     "supcon": LinearRecipe(_sgd(2.5, (60.0, 75.0, 90.0), 0.2), 100.0, 512, 0.2),
+    # SupCon, Google's code for ImageNet; without its AutoAugment, and normal weights in the place of Glorot's uniform ones.
+    "supcon_imagenet": LinearRecipe(
+        OptimConfig(
+            name="rmsprop",
+            base_lr=0.05,
+            warmup_epochs=12.0,
+            schedule="step",
+            boundaries=tuple(12 + n / 2 for n in range(1, 156)),
+            decay=0.97,
+            b2=0.9,
+            eps=1e-3,
+            weight_decay=1e-6,
+            decayed=(".*",),
+            excluded=(),
+        ),
+        90.0,
+        6144,
+        init_std=(2 / (2048 + 1000)) ** 0.5,
+        normalize=True,
+        smoothing=0.05,
+    ),
     # LooC, ImageNet-100.
     "looc": LinearRecipe(_sgd(30.0, (120.0, 160.0), 0.1), 200.0, init_std=0.01),
-    # HiMulConE, eval_pretrained; its images keep their order, here they are shuffled.
+    # HiMulConE, eval_pretrained; its images keep their order, here they are shuffled, and of its epochs the best on validation
+    # images is tested, here as in all recipes the last.
     "himulcone": LinearRecipe(_sgd(0.5, (30.0, 60.0, 90.0), 0.2), 100.0, smallest_crop=0.0),
 }
 """Name -> recipe. "v1" is also a recipe of fine-tuning, whose others ("v2", "transfer") have SimCLR's linear probe too."""

@@ -102,7 +102,8 @@ def probe(options: Options) -> dict[str, Any]:
         console.print(f"unseen classes, {unseen.names['test']!r}: {unseen.test.describe()}")
     variables: dict[str, PyTree | None] = {TRAINED: trained}
     scorings: dict[str, Scoring] = {}
-    if "similarity" in options.evaluations and layer.head and layer.number == -1:
+    by_scorer = {"similarity", "retrieval"} & set(options.evaluations)
+    if by_scorer and layer.head and layer.number == -1:
         sharding = mesh_lib.replicated(mesh)
         if own := restore_scoring(directory, manifest.step, method, layer.head, sharding):
             scorings[TRAINED] = own

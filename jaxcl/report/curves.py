@@ -35,12 +35,18 @@ class _Panel:
 
 
 _PANELS = (
-    _Panel("Loss", r"loss", "Should fall, fast at first, then slowly."),
+    _Panel("Loss", r"loss(_.+)?", "Should fall, fast at first, then slowly."),
     _Panel(
         "Finding the partner",
         r"contrastive_top\d+",
         "How often the other view of the same image is the nearest (or among the nearest) in the "
         "batch. Should rise.",
+    ),
+    _Panel(
+        "Telling the factors",
+        r"own_key_(top1|margin)_.+",
+        "LooC's heads: how often (top1), and by what cosine (margin), the key with the query's own factor is the nearest of the "
+        "image's n + 1 keys. A head that ignores its factor is at about 1/(n + 1), and at 0. Should rise.",
     ),
     _Panel(
         "kNN while training",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcl.evaluators import is_shown
 from jaxcl.report.page import Page
 from jaxcl.report.text import escape, percent
 
@@ -19,7 +20,8 @@ class Results:
 
     Attributes:
       rows: mappings with "features" (name of the line), "method", "level", "accuracy" (0 to 1,
-        NaN for none) and, where known, "std" (over seeds) and "queries"; others are not used.
+        NaN for none) and, where known, "std" (over seeds) and "queries"; others are not used, nor are
+        methods that are not `evaluators.is_shown`.
       trained: the name of the line that is compared with the others; "" for the last one.
       title: of the section.
       note: plain text below the table.
@@ -32,15 +34,16 @@ class Results:
 
     def body(self, page: Page) -> str:
         """The table, with what it says in words above it."""
-        if not self.rows:
+        rows = [row for row in self.rows if is_shown(row["method"])]
+        if not rows:
             return ""
-        cells = {(r["features"], r["level"], r["method"]): r for r in self.rows}
-        names = list(dict.fromkeys(r["features"] for r in self.rows))
-        levels = list(dict.fromkeys(r["level"] for r in self.rows))
+        cells = {(r["features"], r["level"], r["method"]): r for r in rows}
+        names = list(dict.fromkeys(r["features"] for r in rows))
+        levels = list(dict.fromkeys(r["level"] for r in rows))
         columns = [
             (level, method)
             for level in levels
-            for method in dict.fromkeys(r["method"] for r in self.rows if r["level"] == level)
+            for method in dict.fromkeys(r["method"] for r in rows if r["level"] == level)
         ]
         values = np.array(
             [
@@ -59,10 +62,10 @@ class Results:
             f'<th scope="col">{escape(_METHODS.get(method, method))}</th>' for _, method in columns
         )
         lines = []
-        for row, name in enumerate(names):
+        for number, name in enumerate(names):
             tds = []
             for column, key in enumerate(columns):
-                value = values[row, column]
+                value = values[number, column]
                 best = value == np.nanmax(values[:, column], initial=-math.inf)
                 std = cells.get((name, *key), {}).get("std")
                 spread = f"<small> ± {percent(std)}</small>" if std is not None else ""
@@ -70,7 +73,7 @@ class Results:
                     f'<td class="{"best" if best else ""}"><span>{percent(value)}{spread}</span>'
                     f'<i class="bar" style="width:{_width(value)}%"></i></td>'
                 )
-            kind = ' class="trained"' if row == trained else ""
+            kind = ' class="trained"' if number == trained else ""
             lines.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(tds)}</tr>')
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         return (

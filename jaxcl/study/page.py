@@ -204,7 +204,7 @@ class Contrasts:
             cards.append(
                 f'<li class="{colours.get(comparison.verdict, "mixed")}"><b>{escape(number)}</b>'
                 f"<span>{escape(results.contrast_words(study, contrast))}</span><br>"
-                f"{escape(results.verdict_words(comparison))}"
+                f"{escape(results.verdict_words(comparison, contrast.tolerance))}"
                 f"<br><small>{escape(results.difference_words(metric, comparison))}</small>{paper}</li>"
             )
         return f'<ul class="gains">{"".join(cards)}</ul>' if cards else ""

@@ -30,10 +30,10 @@ class Row:
       settings: what it changes in the base.
       at: its coordinates.
       values: key -> seed -> value.
-      seconds: seed -> wall time of training, evaluation and measures.
+      seconds: seed -> wall time of training, evaluation and measures, of runs that were not interrupted.
       images: images that a run was trained on, counted with repetition; None for a floor.
       steps: updates of a run; None for a floor.
-      resumed: seeds whose run was interrupted: their seconds are those after the last interruption.
+      resumed: seeds whose run was interrupted: what they took in all is not known.
       pictures: name -> the PNG file that a measure has made of the first seed that has one.
     """
 
@@ -155,8 +155,10 @@ def collect(
             for floor in FLOORS:
                 merge(floors[floor], seed, cells_lib.all_values(record, study, floor))
             measured = (record["measures"].get(repr(m), {"seconds": 0.0}) for m in study.measures)
-            seconds[seed] = record["seconds"] + sum(m["seconds"] for m in measured)
-            resumed += [seed] if record["resumed"] else []
+            if record["resumed"]:
+                resumed.append(seed)
+            else:
+                seconds[seed] = record["seconds"] + sum(m["seconds"] for m in measured)
             same = {k: record[k] for k in ("devices", "machine")} | record["versions"]
             for key, value in same.items():
                 versions.setdefault(key, set()).add(value)
@@ -182,6 +184,7 @@ def collect(
                 table[name].values.get(c.lower_metric or c.metric, {}) if name in table else {}
                 for name in c.lowers
             ],
+            c.tolerance,
         )
         for c in study.contrasts
     )
@@ -291,16 +294,20 @@ def difference_words(metric: Metric, comparison: Comparison) -> str:
 
 
 def contrast_words(study: Study, contrast: Contrast) -> str:
-    """ "b above the best of c, d on kNN category"."""
+    """ "b above the best of c, d: kNN category"; with a tolerance "b not more than 2.0 below ..."."""
     lower = (
         contrast.lowers[0]
         if len(contrast.lowers) == 1
         else f"the best of {', '.join(contrast.lowers)}"
     )
-    label = metric_of(study, contrast.metric).heading
+    metric = metric_of(study, contrast.metric)
+    label = metric.heading
     if contrast.lower_metric and contrast.lower_metric != contrast.metric:
         label = f"{label} over {metric_of(study, contrast.lower_metric).heading}"
-    return f"{contrast.higher} above {lower}: {label}"
+    where = (
+        f"not more than {metric.show(contrast.tolerance)} below" if contrast.tolerance else "above"
+    )
+    return f"{contrast.higher} {where} {lower}: {label}"
 
 
 def metric_of(study: Study, key: str) -> Metric:
@@ -318,6 +325,8 @@ def reading(result: Result) -> str:
             " difference, that happens one time in forty. The test images are the same throughout: what other images would"
             " change is in no interval."
         )
+    if any(contrast.tolerance for contrast in result.study.contrasts):
+        text += " Of what is expected to be level, the threshold is not 0 but what is allowed to be lost."
     return text
 
 
@@ -331,12 +340,16 @@ def budget(result: Result) -> str:
         low, high = min(numbers), max(numbers)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    seconds = [s for row in rows for s in row.seconds.values()]
-    return (
-        f"{span([r.steps for r in rows if r.steps is not None])} steps, {span([r.images for r in rows if r.images is not None])}"
-        f" images a run; {len(seconds)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 3600:.2f} hours"
-        " together"
-    )
+    steps = span([row.steps for row in rows if row.steps is not None])
+    images = span([row.images for row in rows if row.images is not None])
+    parts = [f"{steps} steps, {images} images a run"]
+    if seconds := [s for row in rows for s in row.seconds.values()]:
+        parts.append(
+            f"{len(seconds)} runs of {min(seconds):.0f} to {max(seconds):.0f} s, {sum(seconds) / 3600:.2f} hours together"
+        )
+    if resumed := sum(len(row.resumed) for row in rows):
+        parts.append(f"{resumed} interrupted and resumed, their time not counted")
+    return "; ".join(parts)
 
 
 def as_text(result: Result) -> str:
@@ -409,7 +422,7 @@ def contrasts_text(result: Result, primary: bool) -> str:
             [
                 contrast_words(study, contrast),
                 difference_words(metric_of(study, contrast.metric), comparison),
-                verdict_words(comparison),
+                verdict_words(comparison, contrast.tolerance),
                 contrast.paper,
             ]
         )
@@ -418,11 +431,11 @@ def contrasts_text(result: Result, primary: bool) -> str:
     return "\n".join("| " + " | ".join(map(cell_text, line)) + " |" for line in lines)
 
 
-def verdict_words(comparison: Comparison) -> str:
-    """The verdict; within the spread also on which side the mean lies."""
+def verdict_words(comparison: Comparison, tolerance: float = 0.0) -> str:
+    """The verdict; within the spread also on which side of the threshold the mean lies."""
     if comparison.estimate is None or comparison.verdict in (Verdict.HOLDS, Verdict.OPPOSITE):
         return str(comparison.verdict)
-    side = "as expected" if comparison.estimate.mean > 0 else "not as expected"
+    side = "as expected" if comparison.estimate.mean > -tolerance else "not as expected"
     return f"{comparison.verdict}, the mean {side}"
 
 

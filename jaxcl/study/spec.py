@@ -105,6 +105,8 @@ class Contrast:
       metric: key of the value.
       lower_metric: key of the lower cell's value; "" for the same.
       paper: where the direction comes from, with the figures there and how they were got.
+      tolerance: by how much `higher` may be below and the contrast still hold, for what is expected to be level; 0: it has to be
+        above.
       primary: whether it is a hypothesis that the study is for. These are shown first and apart, so that none of many
         contrasts can be picked out for having come true.
     """
@@ -115,6 +117,7 @@ class Contrast:
     lower_metric: str = ""
     paper: str = ""
     primary: bool = False
+    tolerance: float = 0.0
 
     @property
     def lowers(self) -> tuple[str, ...]:
@@ -224,6 +227,10 @@ class Study:
             if unknown := {contrast.higher, *contrast.lowers} - known:
                 raise StudyError(
                     f"a contrast names the cell {min(unknown)!r}, which the study does not have"
+                )
+            if contrast.tolerance < 0:
+                raise StudyError(
+                    f"a contrast of {contrast.higher!r} has tolerance={contrast.tolerance:g}: expected 0 or more"
                 )
         self._check_layout()
 

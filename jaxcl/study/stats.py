@@ -72,7 +72,7 @@ class Comparison:
     Attributes:
       differences: seed -> the value of the cell expected above minus that of the one below.
       estimate: of their mean; None without a common seed.
-      verdict: HOLDS if the whole interval of the mean difference is above 0, OPPOSITE if it is below, else WITHIN.
+      verdict: HOLDS if the whole interval of the mean difference is above the threshold, OPPOSITE if it is below, else WITHIN.
     """
 
     differences: Mapping[int, float]
@@ -80,12 +80,15 @@ class Comparison:
     verdict: Verdict
 
 
-def compare(higher: Mapping[int, float], lower: Sequence[Mapping[int, float]]) -> Comparison:
+def compare(
+    higher: Mapping[int, float], lower: Sequence[Mapping[int, float]], tolerance: float = 0.0
+) -> Comparison:
     """Compares seed by seed: equal seeds start from the same parameters and see the same order of images.
 
     Args:
       higher: seed -> value of the cell that is expected above.
       lower: the same for one or more cells; of several, each seed's best counts, which makes it harder for `higher`.
+      tolerance: the threshold is so far below 0.
     """
     seeds = sorted(set(higher).intersection(*lower)) if lower else []
     differences = {s: higher[s] - max(values[s] for values in lower) for s in seeds}
@@ -94,9 +97,9 @@ def compare(higher: Mapping[int, float], lower: Sequence[Mapping[int, float]]) -
     found = estimate(list(differences.values()))
     if found.low is None or found.high is None:
         verdict = Verdict.ONE_SEED
-    elif found.low > 0:
+    elif found.low > -tolerance:
         verdict = Verdict.HOLDS
-    elif found.high < 0:
+    elif found.high < -tolerance:
         verdict = Verdict.OPPOSITE
     else:
         verdict = Verdict.WITHIN
