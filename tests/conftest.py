@@ -1,21 +1,33 @@
 """Every test process has eight virtual CPU devices; they must be set before JAX starts.
 
-Programs are many and small here, so that compiling them takes longer than running them: LLVM optimises nothing, unless XLA_FLAGS
-asks for it (as `.ci/run` does for the slow tests, and for the main job).
+Programs are many and small here, so that compiling them takes longer than running them: LLVM optimises nothing but in tests that
+are marked `optimised`, which run for longer, or look at what the compiler makes.
 """
 
 import os
 
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    )
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ[UNOPTIMISED] = "1"  # for the processes that a test starts, too
 
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Around the fixtures of a test as well, which compile too."""
+    if item.get_closest_marker("optimised") is None:
+        return (yield)
+    jax.config.update(UNOPTIMISED.lower(), False)
+    os.environ[UNOPTIMISED] = "0"
+    try:
+        return (yield)
+    finally:
+        jax.config.update(UNOPTIMISED.lower(), True)
+        os.environ[UNOPTIMISED] = "1"
 
 
 @pytest.fixture(autouse=True, scope="module")

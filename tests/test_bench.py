@@ -78,6 +78,7 @@ def test_what_auto_takes_is_what_a_call_takes():
     assert [loss.auto_takes(views, 128, mesh) for views in (2048, 8192)] == ["dense", "ring"]
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_kernel_is_compiled_and_modelled(capsys):
     pytest.importorskip("libtpu", reason="compiling for TPU needs the libtpu wheel")
@@ -109,6 +110,7 @@ def touched(mib):
     return lambda: np.full(mib * 2**17, 1.0).sum()
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_micro_batches_really_measured(capsys):
     """A small network: less memory, the same gradient."""
@@ -123,6 +125,7 @@ def test_micro_batches_really_measured(capsys):
         assert 0 < found[name]["micro-batches MiB"] < found[name]["one shot MiB"]
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_peak_of_the_loss_is_that_of_its_matrices():
     options = command.flags().parse_args(["loss", "--features=8", "--peer_gib=1"])

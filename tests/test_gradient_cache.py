@@ -209,6 +209,7 @@ def test_every_method_in_micro_batches_is_itself(name, devices, monkeypatch):
         assert_equal_steps(parts, expected, 1e-10)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_in_float32_parts_are_as_far_from_float64_as_one_shot_is(activation, monkeypatch):
@@ -347,6 +348,7 @@ def test_memory_of_a_narrow_resnet18():
     assert temporaries(dataclasses.replace(config, bn_groups=16), images, 16) < one / 8
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_rematerialisation_saves_memory_on_a_tpu(monkeypatch):
     """Not on CPUs, where XLA leaves the kernels' gradients to the end, and with them all that is computed again."""

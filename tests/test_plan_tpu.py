@@ -22,6 +22,7 @@ from jaxcl.plan import golden, make, parse, weak_scaling
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "plan.json"
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:4x8", 32), ("v4:2x2x4", 16)])
 def test_simclr_resnet50_on_32_devices(topology, chips):
@@ -53,6 +54,7 @@ def test_simclr_resnet50_on_32_devices(topology, chips):
     assert_as_recorded(found)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_weak_scaling_of_a_small_network():
     """What a chip does for its own images does not depend on the number of chips; what it does with the others' embeddings grows."""
@@ -74,6 +76,7 @@ def test_weak_scaling_of_a_small_network():
         assert_as_recorded(plan)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_moco_with_shuffled_keys_on_four_chips(monkeypatch):
     """A group of BatchNorm on each chip: the keys' images go to their shuffled places and the keys back, and the queue stays."""

@@ -110,6 +110,7 @@ def tpu_devices(topology, count):
     return found[:count]
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "chips"),
@@ -130,6 +131,7 @@ def test_a_ring_compiles_for_tpu(topology, chips, kernel):
     assert ("tpu_custom_call" in text) == (kernel == "pallas")
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v6e:2x2"])
 def test_levels_and_extremes_compile_for_tpu(topology):
@@ -142,6 +144,7 @@ def test_levels_and_extremes_compile_for_tpu(topology):
     assert compiled.as_text().count("tpu_custom_call") >= 2
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "v6e:2x2"])
 def test_every_kernel_compiles_for_tpu(topology):

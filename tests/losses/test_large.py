@@ -69,6 +69,7 @@ def test_the_oracles_sums_are_right():
     np.testing.assert_allclose(part, gradient[[3, 17]], rtol=1e-12)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_131072_views_run_within_a_gigabyte_and_agree_with_float64(tmp_path):
     rng = np.random.default_rng(0)
@@ -136,6 +137,7 @@ def test_the_oracles_triplets_are_right():
     np.testing.assert_allclose(gradient, metric_oracle.gradient(loss, z), atol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_batch_hard_triplets_of_32768_rows_run_within_a_gibibyte_and_agree_with_float64(tmp_path):
     rng = np.random.default_rng(0)

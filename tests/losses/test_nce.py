@@ -201,6 +201,7 @@ def embeddings(kind, images, views=2, features=128):
     return z
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "temperature",
     [0.1, 0.005, *(pytest.param(t, marks=pytest.mark.slow) for t in (1, 0.5, 0.05, 0.01))],
@@ -218,6 +219,7 @@ def test_float32_is_exact_at_every_temperature(temperature):
             assert error <= limit * np.linalg.norm(gradient), (kind, form)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     # The limit is of the gradient. Products of rows are rounded by as much as they are long, so that fewer features, and
     # with them more similar rows, cost digits; a matrix in one piece is summed in one chain, which costs more than a tile.
@@ -249,6 +251,7 @@ def test_float32_is_exact_with_labels(variant, features, temperature, dense, til
             assert np.linalg.norm(got - gradient) <= limit * size, (kind, form)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "temperature", [0.005, *(pytest.param(t, marks=pytest.mark.slow) for t in (1, 0.05))]
 )

@@ -7,6 +7,7 @@ import pytest
 from short_run import accuracies
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "margin"),

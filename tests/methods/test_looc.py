@@ -613,6 +613,7 @@ def test_few_shot_on_flowers_as_published(workdir, tmp_path, capsys, train_split
         assert said not in text
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("same_image", [True, False])
 def test_a_run_learns_to_tell_the_factor_that_it_leaves_out(tmp_path, monkeypatch, same_image):

@@ -16,7 +16,8 @@ def floats(tree):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_float64_steps_on_any_number_of_devices(name):
-    same_on_devices(moco(**MODES[name]), (2, 4, 8))
+    """All of them for the mode whose keys travel most, two numbers for each of the others."""
+    same_on_devices(moco(**MODES[name]), (2, 4, 8) if name == "queue, shuffle" else (2, 8))
 
 
 def test_a_float32_step_on_eight_devices_is_that_on_one():

@@ -93,6 +93,7 @@ def test_one_view_is_refused():
         simclr(views=1)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_it_learns_and_from_its_augmentations(tmp_path):
     """Above the untrained encoder, and above the control, whose two views are the same image.
