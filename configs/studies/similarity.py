@@ -24,6 +24,7 @@ def get_study() -> study.Study:
     file = Path(__file__).parents[1] / "similarity_emoji.py"
     base = study.shortened(config.load(file), 100)
     base.evaluation.linear = False
+    base.evaluation.extra = (*base.evaluation.extra, "retrieval")
     spearman, order = "similarity/spearman/all", "similarity/triplet_accuracy/all"
     nmi = "clustering/nmi/subcategory"
     names = list(CELLS)
@@ -41,6 +42,8 @@ def get_study() -> study.Study:
             study.Metric(f"z/{order}", "order of triples, z"),
             study.Metric(f"z/{spearman}", "Spearman, z"),
             study.Metric("knn/subcategory", "kNN, subcategory"),
+            study.Metric("retrieval/recall@1/subcategory", "recall@1, subcategory"),
+            study.Metric("retrieval/recall@10/subcategory", "recall@10, subcategory"),
         ],
         contrasts=[
             *(study.Contrast(name, study.FLOORS, order) for name in names),
