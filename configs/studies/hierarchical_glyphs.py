@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcl import config, study
 
-STEPS = 300
+STEPS = 150
 LEVELS = {"level0": "script", "level1": "character"}
 KINDS = {"": "seen characters", "unseen/": "unseen characters"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcl import config, study
 
-STEPS = 300
+STEPS = 150
 LEVELS = ("category", "subcategory", "code")
 
 
