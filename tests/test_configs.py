@@ -49,6 +49,22 @@ VARIANTS = [
     "metric_emoji:proxy_anchor",
     "metric_emoji:margin,distance_weighted,class",
 ]
+LARGE = {
+    "simclr_v2_tpu:resnet152,width=3,sk",
+    "moco_v3_r50_tpu",
+    "looc_imagenet100:moco,rotation",
+    "looc_pp_imagenet100",
+    "supcon_moco",
+    "supcon_cifar10",
+    "supervised:cifar10",
+    "supervised:imagenet",
+    "himulcon",
+    "hicone",
+    "metric_cars196",
+    "metric_sop",
+    "moco_v1",
+}
+"""Seconds of tracing for what a smaller or a similar one shows too."""
 # Variants whose steps are those of others.
 TEXTS = [
     *VARIANTS,
@@ -116,7 +132,10 @@ def test_a_probe_that_a_config_names_is_one(name, arguments):
         assert options.train == "train", "the paper's number is of all training images"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in VARIANTS],
+)
 def test_the_step_is_traced_on_its_own_shapes(name):
     config = config_lib.from_dict(get_config(name))
     levels = config.evaluation.levels or ("label",)

@@ -209,6 +209,14 @@ def get_study() -> study.Study:
             study.Metric(f"heads/{TEN}", "LooC++: 10-shot, category"),
             study.Metric("spaces/flags/invariant", "flags, invariant space"),
             study.Metric(f"spaces/flags/{COLOR}", "flags, colour space"),
+            *(
+                study.Metric(f"log/own_key_top1_{factor}", f"{what} told, last batch")
+                for factor, what in (
+                    ("rotate", "rotation"),
+                    (COLOR, "colour"),
+                    ("texture", "texture"),
+                )
+            ),
             study.Metric("spaces/same_turn/h", "neighbours turned alike, h"),
             study.Metric("spaces/same_turn/invariant", "neighbours turned alike, invariant space"),
             study.Metric("spaces/same_turn/rotate", "neighbours turned alike, rotation space"),

@@ -367,8 +367,18 @@ def test_the_mesh_that_is_set_is_used():
     assert "collective_permute" not in jax.jit(losses.nt_xent).lower(z).as_text()
 
 
-@pytest.mark.parametrize("form", ["dense", "tiled", "ring"])
-@pytest.mark.parametrize("way", ["mesh", "set_mesh"])
+@pytest.mark.parametrize(
+    ("form", "way"),
+    [
+        ("dense", "mesh"),
+        ("tiled", "set_mesh"),
+        ("ring", "mesh"),
+        *(
+            pytest.param(form, way, marks=pytest.mark.slow)
+            for form, way in (("dense", "set_mesh"), ("tiled", "mesh"), ("ring", "set_mesh"))
+        ),
+    ],
+)
 def test_the_mesh_that_jax_makes_has_explicit_axes(form, way):
     """Rows that are typed as sharded, and rows that are not; labels, and a loss that is no sum of exponentials."""
     mesh = jax.make_mesh((8,), ("data",))
