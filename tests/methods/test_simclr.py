@@ -98,15 +98,18 @@ def test_one_view_is_refused():
 def test_it_learns_and_from_its_augmentations(tmp_path):
     """Above the untrained encoder, and above the control, whose two views are the same image.
 
-    The first margins were 10 to 15 points (three runs, two seeds). The second were 3.2, 3.8 and 3.9 at the finer level; at the
-    coarser one 1.4 to 7.1, which is too wide to be asked for after so few steps.
+    Of two seeds and two levels the former were 11.5 to 16.6 points and the latter 4.0 to 6.7.
     """
-    found = accuracies(tmp_path / "simclr", "quickstart", 300)
+    narrow = {"model.width": 0.125}
+    found = accuracies(tmp_path / "simclr", "quickstart", 300, narrow)
     control = accuracies(
-        tmp_path / "identity", "quickstart:identity", 300, {"evaluation.baselines": False}
+        tmp_path / "identity",
+        "quickstart:identity",
+        300,
+        {"evaluation.baselines": False, **narrow},
     )
     trained, same = found["trained encoder"], control["trained encoder"]
     assert sorted(trained) == ["category", "subcategory"]
     for level, accuracy in trained.items():
         assert accuracy > found["untrained encoder"][level] + 0.06, (level, found)
-    assert trained["subcategory"] > same["subcategory"] + 0.02, (found, control)
+        assert accuracy > same[level] + 0.02, (level, found, control)
