@@ -612,6 +612,24 @@ def test_the_difference_of_two_values_is_a_value(fake, tmp_path):
     assert stored["differences"]["gap"] == ["counts/seed", "knn/class"]
 
 
+def test_of_many_metrics_the_figure_has_those_that_contrasts_ask_for(fake, tmp_path):
+    names = [f"gap {number}" for number in range(13)]
+    fields = {
+        "measures": [Counts(2.0)],
+        "metrics": [Metric(name, percent=False) for name in names],
+        "differences": dict.fromkeys(names, ("counts/seed", "knn/class")),
+    }
+
+    def titles(**more):
+        result, _ = run(make(**fields | more), tmp_path)
+        return [panel.title for panel in study.page.panels(result)]
+
+    asked = [Contrast("a", "b", name) for name in ("gap 12", "gap 3")]
+    assert titles(contrasts=asked) == ["gap 3", "gap 12"]
+    assert titles(contrasts=[]) == names[: study.page.MOST]
+    assert titles(contrasts=asked, metrics=fields["metrics"][1:]) == names[1:]
+
+
 def test_a_probe_of_a_cell(monkeypatch):
     """What is asked arrives at the probe, and only the trained encoder's values are kept; other methods are not probed."""
     asked = []

@@ -18,14 +18,24 @@ from jaxcl.study.results import Result, Row
 from jaxcl.study.spec import FLOORS, Heat, Line, Metric
 from jaxcl.study.stats import Verdict
 
+MOST = 12
+"""Panels that can still be looked at together."""
+
 
 def panels(result: Result) -> list[Panel]:
-    """A panel for each metric, of the study's layout; metrics that nothing was measured of are left out."""
-    made = []
-    for metric in result.study.metrics:
-        if any(row.values.get(metric.key) for row in result.rows):
-            made.append(panel(result, metric))
-    return made
+    """A panel for each metric, of the study's layout; metrics that nothing was measured of are left out.
+
+    Of more than `MOST` metrics those that the contrasts ask for: the table has all.
+    """
+    measured = [
+        metric
+        for metric in result.study.metrics
+        if any(row.values.get(metric.key) for row in result.rows)
+    ]
+    if len(measured) > MOST:
+        asked = {contrast.metric for contrast in result.study.contrasts}
+        measured = [metric for metric in measured if metric.key in asked] or measured[:MOST]
+    return [panel(result, metric) for metric in measured]
 
 
 def panel(result: Result, metric: Metric) -> Panel:
