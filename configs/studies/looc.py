@@ -25,7 +25,7 @@ from jaxcl.config import Config
 from jaxcl.data import EmojiSource
 from jaxcl.evaluators import Features
 
-STEPS = 100
+STEPS = 300
 CONFIGS = Path(__file__).parents[1]
 CELLS = {
     "moco": "moco",
@@ -241,8 +241,8 @@ def get_study() -> study.Study:
         floors="moco",
         seconds=240,
         paper="ResNet-50, ImageNet-100, 500 epochs. Its figures stand here from memory and were not checked.",
-        differs="Emoji of 32 px in crops of 20, ResNet-18 of a quarter of the width, 100 steps of 128 images for every cell. Budgets"
-        " are equal in steps and images, not in work: a step of MoCo is one pass with gradient and one without, about 4 units of"
+        differs=f"Emoji of 32 px in crops of 20, ResNet-18 of a quarter of the width, {STEPS} steps of 128 images for every cell."
+        " Budgets are equal in steps and images, not work: a step of MoCo is one pass with gradient and one without, about 4 units of"
         " a forward pass; of LooC with n factors 4 + n, so that one factor costs a quarter more and three three quarters. Without"
         " colour among the augmentations there is none at all, where the paper's base always has it. The flip comes before the"
         " rotation. Texture is a stand-in that changes amplitudes by scale and orientation; its task, which of four ranges the"
