@@ -46,6 +46,10 @@ LOSSES = (
     "margin,distance_weighted",
 )
 POSITIVE_MARGINS = (0.0, 0.3, 0.6)
+LATE = "contrastive-memory-late"
+"""Added when the first memory had let the embeddings collapse: nothing about it was named beforehand."""
+MEMORIES = {"contrastive-memory": 20, LATE: STEPS // 2}
+"""Cell -> steps before the memory is used."""
 
 
 def get_study() -> study.Study:
@@ -73,13 +77,9 @@ def get_study() -> study.Study:
             "method.neg_margin": 1.2,
         }
         cells.append(study.Cell(f"contrastive-{margin:g}", settings))
-    cells.append(
-        study.Cell(
-            "contrastive-memory",
-            {**cells[-1].settings, "method.pos_margin": 0.0, "method.memory_size": 512}
-            | {"method.memory_start": 20},
-        )
-    )
+    remembering = {**cells[-1].settings, "method.pos_margin": 0.0, "method.memory_size": 512}
+    for name, start in MEMORIES.items():
+        cells.append(study.Cell(name, {**remembering, "method.memory_start": start}))
     names = [cell.name for cell in cells]
     on_z, clusters = f"z/{OTHER}", "z-clusters/clustering/nmi/subcategory"
     mined = (
@@ -113,6 +113,7 @@ def get_study() -> study.Study:
                 paper="Wang et al., CVPR 2020",
                 primary=True,
             ),
+            study.Contrast(LATE, "contrastive-0", on_z, paper="Wang et al., CVPR 2020"),
             study.Contrast(
                 "margin-learned",
                 "margin-distance_weighted",
@@ -129,8 +130,11 @@ def get_study() -> study.Study:
                 )
                 for margin in POSITIVE_MARGINS[1:]
             ),
-            *(study.Contrast(name, study.FLOORS, on_z, primary=True) for name in names),
-            *(study.Contrast(name, "untrained encoder", clusters, primary=True) for name in names),
+            *(study.Contrast(name, study.FLOORS, on_z, primary=name != LATE) for name in names),
+            *(
+                study.Contrast(name, "untrained encoder", clusters, primary=name != LATE)
+                for name in names
+            ),
         ],
         measures=[
             study.Probe("z", "z", ("retrieval",), levels=("code", "subcategory"), floors=True),
