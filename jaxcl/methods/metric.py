@@ -322,6 +322,10 @@ class Metric:
             found.append("set a method.pos_margin above 0")
         if self.objective in ("nt_xent", "nt_logistic"):
             found.append("lower method.temperature")
+        if self.memory_size:
+            found.append(
+                "use the memory later, when embeddings drift slowly (method.memory_start), or a smaller one"
+            )
         return ", ".join(
             [
                 *found,

@@ -275,6 +275,9 @@ def test_a_collapse_is_told_in_words():
             assert "both views" not in message
             assert "temperature" not in message
     assert "temperature" in advice(metric(objective="nt_xent", level="image"))
+    remembering = metric(objective="margin_contrastive", memory_size=8)
+    assert "memory_start" in advice(remembering)
+    assert "memory_start" not in advice(metric(objective="margin_contrastive"))
     assert advice(SimCLR(VIEWS[2])) == ""
     (message,) = diagnose(seen, loss)
     assert "both views come from the same image" in message
