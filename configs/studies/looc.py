@@ -4,7 +4,7 @@
 
 MoCo with growing sets of augmentations, and LooC with the same ones as factors. Each cell is asked for classes, for few-shot
 classes, and for what each factor takes away: the angle by which an image was turned; the amount of one band of its texture; and
-flags, which little but colour tells apart: the other drawing of the same unseen flag among those of all unseen flags. LooC's heads
+flags, which colour helps to tell apart: the other drawing of the same unseen flag among those of all unseen flags. LooC's heads
 are asked the same side by side (LooC++), and each space by itself; in each cell's folder `spaces.png` shows neighbours of turned
 images in each space.
 
@@ -246,8 +246,10 @@ def get_study() -> study.Study:
         " a forward pass; of LooC with n factors 4 + n, so that one factor costs a quarter more and three three quarters. Without"
         " colour among the augmentations there is none at all, where the paper's base always has it. The flip comes before the"
         " rotation. Texture is a stand-in that changes amplitudes by scale and orientation; its task, which of four ranges the"
-        " amplitude of one band was multiplied by, is our own. Settings are chosen and probes are fitted on the training split"
-        " alone. Of flags there are 68 in two drawings, 136 questions: had other flags been drawn, a share of one half would be"
+        " amplitude of one band was multiplied by, is our own, and leaves little to tell: raw pixels are 10 points above chance."
+        " Probes are fitted on the training split, their penalty is chosen on validation codes; those of LooC++ draw their few shots by"
+        " the run's seed, those of h by one seed for all. The queue holds 41 % of the images (the paper's about 13 %), so that older"
+        " keys of the own image are more often negatives. By their gray values alone raw pixels find 62 % of the flags. Of flags there are 68 in two drawings, 136 questions: had other flags been drawn, a share of one half would be"
         " another by 4.3 points (its standard error), and no interval over seeds has that in it.",
     )
 
@@ -304,10 +306,10 @@ def contrasts() -> list[study.Contrast]:
         *(
             c(name, "moco", CLASS, paper=figures, tolerance=NEAR)
             for name, figures in (
-                ("looc_rotation", classes.format("80.2 against 81.0, near-equal")),
-                ("looc_color", classes.format("81.1 against 81.0")),
+                ("looc_rotation", level),
+                ("looc_color", level),
                 ("looc_texture", level),
-                (both, classes.format("79.2 against 81.0")),
+                (both, level),
                 ("looc_all", level),
             )
         ),
