@@ -247,10 +247,11 @@ def get_study() -> study.Study:
         " colour among the augmentations there is none at all, where the paper's base always has it. The flip comes before the"
         " rotation. Texture is a stand-in that changes amplitudes by scale and orientation; its task, which of four ranges the"
         " amplitude of one band was multiplied by, is our own, and leaves little to tell: raw pixels are 10 points above chance."
-        " Probes are fitted on the training split, their penalty is chosen on validation codes; those of LooC++ draw their few shots by"
-        " the run's seed, those of h by one seed for all. The queue holds 41 % of the images (the paper's about 13 %), so that older"
-        " keys of the own image are more often negatives. By their gray values alone raw pixels find 62 % of the flags. Of flags there are 68 in two drawings, 136 questions: had other flags been drawn, a share of one half would be"
-        " another by 4.3 points (its standard error), and no interval over seeds has that in it.",
+        " Probes are fitted on the training split, their penalty is chosen on validation codes; those of LooC++ draw their"
+        " few shots by the run's seed, those of h by one seed for all. The queue holds 41 % of the images (the paper's about"
+        " 13 %), so that older keys of the own image are more often negatives. By their gray values alone raw pixels find 62 %"
+        " of the flags. Of flags there are 68 in two drawings, 136 questions: had other flags been drawn, a share of one"
+        " half would be another by 4.3 points (its standard error), and no interval over seeds has that in it.",
     )
 
 

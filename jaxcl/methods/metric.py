@@ -214,6 +214,12 @@ class Metric:
                 f"{mining} with the loss 'triplet' takes triplets that cost nothing: choose 'semihard' or 'all', or"
                 " method.smooth=True"
             )
+        hinges = ("triplet", "margin")
+        if self.objective in hinges and "semihard" in self.mined and not self.setting("margin") > 0:
+            raise ValueError(
+                f"{mining} with method.margin={self.setting('margin'):g} takes negatives farther than the positive by more than 0"
+                " and at most that margin, of which there are none: expected a margin above 0"
+            )
         if self.objective not in ("margin_contrastive", "hadsell"):
             return
         # The margins that `mining.negative_kind` goes by; the loss 'hadsell' has no margin of positives.

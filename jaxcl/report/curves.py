@@ -46,7 +46,8 @@ _PANELS = (
         "Telling the factors",
         r"own_key_(top1|margin)_.+",
         "LooC's heads: how often (top1), and by what cosine (margin), the key with the query's own factor is the nearest of the "
-        "image's n + 1 keys. A head that ignores its factor is at about 1/(n + 1), and at 0. Should rise.",
+        "image's n + 1 keys. A head that ignores all factors is at about 1/(n + 1), and at 0; one that follows another factor is "
+        "below. Should rise.",
     ),
     _Panel(
         "kNN while training",

@@ -255,6 +255,13 @@ def test_equal_embeddings_give_the_trivial_loss():
     np.testing.assert_allclose(ones.loss, method.trivial_loss(BATCH), rtol=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["triplet", "margin"])
+def test_a_band_without_width_is_named(objective):
+    with pytest.raises(ValueError, match=r"method\.margin=0 takes .* of which there are none"):
+        metric(objective=objective, mining="semihard", margin=0.0)
+    metric(objective=objective, mining="all", margin=0.0)
+
+
 def test_a_collapse_is_told_in_words():
     """Loss equal to the margin, and no spread: begin with semi-hard, in words that are about labels and not about two views."""
     for fields, advised in (
