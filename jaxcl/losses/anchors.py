@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcl.losses.contrastive import normalize
@@ -136,6 +137,7 @@ def image_numbers(function: str, rows: int, images: jax.Array | None) -> jax.Arr
     """
     if images is None:
         return jnp.arange(rows, dtype=jnp.int32)
+    _check_int32(function, "images", images)
     images = jnp.asarray(images)
     if images.shape != (rows,) or not jnp.issubdtype(images.dtype, jnp.integer):
         raise ValueError(
@@ -246,6 +248,7 @@ def rows_of(function: str, z: jax.Array, labels: jax.Array) -> tuple[jax.Array, 
     Raises:
         ValueError: it is not that; names `function`, what was expected and what came.
     """
+    _check_int32(function, "labels", labels)
     z, labels = jnp.asarray(z), jnp.asarray(labels)
     if z.ndim != 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
         raise ValueError(
@@ -257,6 +260,18 @@ def rows_of(function: str, z: jax.Array, labels: jax.Array) -> tuple[jax.Array, 
             f"{list(labels.shape)}."
         )
     return z, labels
+
+
+def _check_int32(function: str, name: str, numbers: Any) -> None:
+    """Refuses what JAX would wrap around without a word; numbers that it already holds are as wide as it made them."""
+    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iu" or not numbers.size:
+        return
+    least, most = int(numbers.min()), int(numbers.max())
+    if least < -(2**31) or most >= 2**31:
+        raise ValueError(
+            f"{function}: {name} must fit 32 bits; got {least} to {most}: number them from 0 on, as"
+            " numpy.unique(..., return_inverse=True) does."
+        )
 
 
 def check_choice(function: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -102,7 +102,10 @@ class ViewProgram:
                     )
             for name, source in view.differ.items():
                 _check_known(name, names, f"{where}.differ: there is no op")
-                if not 0 <= source < index or name in self.views[source].differ:
+                drawn_by = source
+                while 0 <= drawn_by < index and name in self.views[drawn_by].share:
+                    drawn_by = self.views[drawn_by].share[name]
+                if not 0 <= drawn_by < index or name in self.views[drawn_by].differ:
                     raise ValueError(
                         f"{where}.differ[{name!r}] = {source!r}: expected the index of an earlier view "
                         f"that draws {name!r} freely"

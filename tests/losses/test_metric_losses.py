@@ -644,6 +644,15 @@ def test_nothing_is_ever_nan(names):
         assert not np.any(gradient), name
 
 
+@pytest.mark.parametrize("wide", [3_000_000_000, 2**40 + 7, -(2**33)])
+def test_wide_labels_do_not_wrap_around(wide):
+    labels = np.array([7, 7, wide, wide])
+    with pytest.raises(ValueError, match=r"triplet: labels must fit 32 bits"):
+        triplets.triplet(jnp.asarray(Z[:4], jnp.float32), labels)
+    with pytest.raises(ValueError, match=r"triplet: images must fit 32 bits"):
+        triplets.triplet(jnp.asarray(Z[:4], jnp.float32), PAIRS[:4], images=labels)
+
+
 def test_constant_embeddings_cost_the_margin():
     @jax.jit
     def every(z):

@@ -341,6 +341,10 @@ def test_mistakes_are_named():
         (({}, {"differ": {"turn": 0}}), r"views\[1\]\.differ: there is no op 'turn'"),
         (({"differ": {"rotate": 0}},), r"views\[0\]\.differ\['rotate'\] = 0: expected the index"),
         (({}, {"differ": {"rotate": 0}}, {"differ": {"rotate": 1}}), r"views\[2\]\.differ"),
+        (
+            ({}, {"differ": {"rotate": 0}}, {"share": {"rotate": 1}}, {"differ": {"rotate": 2}}),
+            r"views\[3\]\.differ",
+        ),
         (({}, {"share": {"rotate": 0}, "differ": {"rotate": 0}}), "in share and in differ"),
     ):
         with pytest.raises(ValueError, match=message):
